@@ -1,0 +1,16 @@
+"""Batched linear algebra and unfoldings: what every manifold is built from."""
+
+from tenfold.linalg.decompositions import LINALG_DTYPES, qr, solve_right_upper, svd
+from tenfold.linalg.tolerances import rounding_floor
+from tenfold.linalg.unfolding import fold, mode_product, unfold
+
+__all__ = [
+    "LINALG_DTYPES",
+    "fold",
+    "mode_product",
+    "qr",
+    "rounding_floor",
+    "solve_right_upper",
+    "svd",
+    "unfold",
+]

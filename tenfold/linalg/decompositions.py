@@ -1,0 +1,142 @@
+"""QR and SVD that are deterministic in their signs, batched, and hard to break.
+
+They are computed in float32 or float64 only (there are no kernels for half precision) and are
+never differentiated through: a gauge choice has no derivative at equal singular values.
+"""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["LINALG_DTYPES", "qr", "solve_right_upper", "svd"]
+
+LINALG_DTYPES = (torch.float32, torch.float64)
+"""Types in which decompositions exist."""
+
+
+def _check(matrix: torch.Tensor, name: str) -> None:
+    if matrix.dtype not in LINALG_DTYPES:
+        raise TypeError(f"{name} needs a float32 or float64 matrix, got {matrix.dtype}")
+
+
+def _signs(values: torch.Tensor) -> torch.Tensor:
+    """+1 where ``values >= 0`` and -1 elsewhere (``sign`` would give 0 at 0)."""
+    return torch.where(values < 0, -torch.ones_like(values), torch.ones_like(values))
+
+
+def qr(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Reduced QR decomposition with a non-negative diagonal of R.
+
+    With that sign the decomposition of a matrix with orthonormal columns is the matrix itself
+    and the identity, so gauges do not jump.
+
+    Parameters
+    ----------
+    matrix : torch.Tensor
+        Shape ``(*batch, m, n)``, float32 or float64.
+
+    Returns
+    -------
+    q : torch.Tensor
+        Orthonormal columns, shape ``(*batch, m, k)`` with ``k = min(m, n)``.
+    r : torch.Tensor
+        Upper triangular, shape ``(*batch, k, n)``.
+
+    Raises
+    ------
+    TypeError
+        If the matrix is neither float32 nor float64.
+
+    Notes
+    -----
+    Householder reflections: backward stable at any condition number and any magnitude.
+    Complexity: ``O(m n k)``.
+    """
+    _check(matrix, "qr")
+    q, r = torch.linalg.qr(matrix.detach())
+    sign = _signs(r.diagonal(dim1=-2, dim2=-1))
+    return q * sign.unsqueeze(-2), r * sign.unsqueeze(-1)
+
+
+def svd(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Reduced singular value decomposition with deterministic signs.
+
+    In every left singular vector the entry of largest magnitude is positive. If the driver
+    does not converge, the decomposition is repeated in float64 by LAPACK's ``gesvd`` (SciPy, on
+    the CPU), which converges on anything finite.
+
+    Parameters
+    ----------
+    matrix : torch.Tensor
+        Shape ``(*batch, m, n)``, float32 or float64.
+
+    Returns
+    -------
+    u, s, vh : torch.Tensor
+        Shapes ``(*batch, m, k)``, ``(*batch, k)`` descending, ``(*batch, k, n)``; ``k = min(m, n)``.
+
+    Raises
+    ------
+    TypeError
+        If the matrix is neither float32 nor float64.
+    ValueError
+        If it holds a NaN or an infinity and the driver did not survive it.
+    """
+    _check(matrix, "svd")
+    matrix = matrix.detach()
+    scale = matrix.abs().amax(dim=(-2, -1), keepdim=True) if matrix.numel() else matrix.new_ones(1, 1)
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    try:
+        u, s, vh = torch.linalg.svd(matrix / scale, full_matrices=False)
+    except torch.linalg.LinAlgError:
+        u, s, vh = _svd_gesvd(matrix / scale)
+    s = s * scale.squeeze(-1)
+    if u.shape[-1]:
+        pivot = u.abs().argmax(dim=-2, keepdim=True)
+        sign = _signs(u.gather(-2, pivot))
+        u, vh = u * sign, vh * sign.mT
+    return u, s, vh
+
+
+def _svd_gesvd(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    from scipy.linalg import svd as scipy_svd
+
+    if not torch.isfinite(matrix).all():
+        raise ValueError(f"svd of a matrix of shape {tuple(matrix.shape)} that holds NaN or infinity")
+    flat = matrix.reshape(-1, *matrix.shape[-2:]).double().cpu().numpy()
+    parts = [scipy_svd(item, full_matrices=False, lapack_driver="gesvd") for item in flat]
+    return tuple(  # type: ignore[return-value]
+        torch.stack([torch.from_numpy(part[k]) for part in parts])
+        .to(matrix)
+        .reshape(*matrix.shape[:-2], *parts[0][k].shape)
+        for k in range(3)
+    )
+
+
+def solve_right_upper(right: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:
+    """Solve ``X @ upper = right`` for an upper triangular matrix that may be singular.
+
+    Diagonal entries below ``eps`` times the largest entry are raised to that floor: a
+    zero singular value then contributes a bounded term instead of an infinity, and a
+    well-conditioned system is solved as it stands.
+
+    Parameters
+    ----------
+    right : torch.Tensor
+        Shape ``(*batch, m, n)``.
+    upper : torch.Tensor
+        Upper triangular with a non-negative diagonal, shape ``(*batch, n, n)``.
+
+    Returns
+    -------
+    torch.Tensor
+        Shape ``(*batch, m, n)``.
+    """
+    _check(upper, "solve_right_upper")
+    largest = upper.abs().amax(dim=(-2, -1), keepdim=True)
+    scale = torch.where(largest > 0, largest, torch.ones_like(largest))
+    scaled = upper / scale
+    diagonal = scaled.diagonal(dim1=-2, dim2=-1)
+    floored = diagonal.clamp(min=torch.finfo(upper.dtype).eps)
+    scaled = scaled + torch.diag_embed(floored - diagonal)
+    return torch.linalg.solve_triangular(scaled, right / scale, upper=True, left=False)

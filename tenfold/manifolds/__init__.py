@@ -1,0 +1,23 @@
+"""Manifolds of low-rank tensors behind one contract."""
+
+from tenfold.manifolds.base import LowRankManifold
+from tenfold.manifolds.fixed_rank import FixedRankManifold
+from tenfold.manifolds.hierarchical_tucker import HierarchicalTuckerManifold
+from tenfold.manifolds.tensor_train import TensorTrainManifold
+from tenfold.manifolds.tree import Node, TensorTree
+from tenfold.manifolds.tree_manifold import TreeManifold
+from tenfold.manifolds.truncation import Truncation, ranks_by_tolerance
+from tenfold.manifolds.tucker import TuckerManifold
+
+__all__ = [
+    "FixedRankManifold",
+    "HierarchicalTuckerManifold",
+    "LowRankManifold",
+    "Node",
+    "TensorTrainManifold",
+    "TensorTree",
+    "TreeManifold",
+    "Truncation",
+    "TuckerManifold",
+    "ranks_by_tolerance",
+]

@@ -1,0 +1,478 @@
+"""The contract that every low-rank tensor format fulfils."""
+
+from __future__ import annotations
+
+import abc
+import math
+from typing import Any
+
+import geoopt
+import torch
+
+from tenfold.manifolds.truncation import RankBound, Truncation
+
+__all__ = ["LowRankManifold"]
+
+
+class LowRankManifold(geoopt.Manifold, metaclass=abc.ABCMeta):
+    r"""Tensors of fixed rank in some format, as a Riemannian submanifold of the dense tensors.
+
+    **Points** are packed vectors: the factors of the format, flattened and concatenated in the
+    order of :attr:`factor_shapes`; leading dimensions are batch. :meth:`unpack_tensor` gives views
+    of the factors, :meth:`pack_point` is its inverse.
+
+    **Tangent vectors** are packed vectors of the same layout in *isometric coordinates*: the
+    Frobenius product of two tangent tensors is the dot product of their coordinates.
+
+    **Gradients**: :meth:`egrad2rgrad` takes what autograd returns for the packed point, provided
+    that the loss depends on the factors through the tensor alone.
+
+    The metric is the Euclidean one, so a manifold is determined by its projections. A new format
+    implements the abstract methods; what is defined here holds for all of them.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Shape of the dense tensor.
+    rank
+        Rank in the format's own terms.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Shape of the dense tensor.
+    rank
+        Rank in the format's own terms, hashable.
+    factor_shapes : tuple of tuple of int
+        Shapes of the factors in the order in which they are packed.
+    size : int
+        Length of a packed point.
+    dense_size : int
+        Number of entries of the dense tensor.
+    """
+
+    ndim = 1
+    reversible = False
+
+    shape: tuple[int, ...]
+    rank: Any
+    factor_shapes: tuple[tuple[int, ...], ...]
+
+    # What a format is ------------------------------------------------------------------------
+
+    @property
+    @abc.abstractmethod
+    def dim(self) -> int:
+        """Dimension of the manifold."""
+
+    @abc.abstractmethod
+    def with_rank(self, rank: Any) -> LowRankManifold:
+        """The manifold of the same shape and format at another rank.
+
+        Raises
+        ------
+        ValueError
+            If no tensor of this shape has that rank.
+        """
+
+    @property
+    def size(self) -> int:
+        """Length of a packed point: the number of stored parameters."""
+        return sum(math.prod(shape) for shape in self.factor_shapes)
+
+    @property
+    def dense_size(self) -> int:
+        """Number of entries of the dense tensor."""
+        return math.prod(self.shape)
+
+    def _key(self) -> tuple[Any, ...]:
+        """What makes two manifolds the same."""
+        return type(self), self.shape, self.rank
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LowRankManifold) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def extra_repr(self) -> str:
+        return f"shape={self.shape}, rank={self.rank}"
+
+    # Packing ---------------------------------------------------------------------------------
+
+    def unpack_tensor(self, tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Factors of a packed point (or blocks of a packed tangent vector), as views.
+
+        Parameters
+        ----------
+        tensor : torch.Tensor
+            Shape ``(*batch, size)``.
+
+        Returns
+        -------
+        tuple of torch.Tensor
+            Shapes ``(*batch, *factor_shape)``, one per entry of :attr:`factor_shapes`.
+
+        Raises
+        ------
+        ValueError
+            If the last dimension is not :attr:`size`.
+        """
+        self._assert_check_shape(tensor.shape, "tensor")
+        batch = tensor.shape[:-1]
+        blocks = torch.split(tensor, [math.prod(shape) for shape in self.factor_shapes], dim=-1)
+        return tuple(
+            block.reshape(*batch, *shape) for block, shape in zip(blocks, self.factor_shapes, strict=True)
+        )
+
+    def pack_point(self, *tensors: torch.Tensor) -> torch.Tensor:
+        """Inverse of :meth:`unpack_tensor`.
+
+        Parameters
+        ----------
+        *tensors : torch.Tensor
+            One per entry of :attr:`factor_shapes`, shapes ``(*batch, *factor_shape)``.
+
+        Returns
+        -------
+        torch.Tensor
+            Shape ``(*batch, size)``.
+
+        Raises
+        ------
+        ValueError
+            If the number or a shape of the factors does not fit.
+        """
+        if len(tensors) != len(self.factor_shapes):
+            raise ValueError(f"{self} has {len(self.factor_shapes)} factors, got {len(tensors)}")
+        rows = []
+        for number, (tensor, shape) in enumerate(zip(tensors, self.factor_shapes, strict=True)):
+            lead = tensor.ndim - len(shape)
+            if lead < 0 or tuple(tensor.shape[lead:]) != shape:
+                raise ValueError(
+                    f"factor {number} of {self} needs the shape {shape} (after the batch), "
+                    f"got {tuple(tensor.shape)}"
+                )
+            rows.append(tensor.reshape(*tensor.shape[:lead], -1))
+        batch = torch.broadcast_shapes(*(row.shape[:-1] for row in rows))
+        return torch.cat([row.expand(*batch, row.shape[-1]) for row in rows], dim=-1)
+
+    # Checks ----------------------------------------------------------------------------------
+
+    def _check_shape(self, shape: tuple[int, ...], name: str) -> tuple[bool, str | None]:
+        if len(shape) < 1 or shape[-1] != self.size:
+            return False, (
+                f"{name} of {self} is a packed vector of {self.size} numbers (after the batch), "
+                f"got the shape {tuple(shape)}"
+            )
+        return True, None
+
+    # Points ----------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def projx(self, x: torch.Tensor) -> torch.Tensor:
+        """The canonical point that represents the same tensor as the factors in ``x``.
+
+        Identity (up to rounding) where ``x`` is canonical already; the tensor never changes.
+        """
+
+    @abc.abstractmethod
+    def random(
+        self,
+        *size: int,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        generator: torch.Generator | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """A random point: Haar-distributed orthonormal factors, standard normal core.
+
+        Parameters
+        ----------
+        *size : int
+            Shape of the result, ``(*batch, self.size)``; nothing means one point.
+        dtype, device
+            As for :func:`torch.randn`.
+        generator : torch.Generator or None
+            Source of the numbers.
+
+        Raises
+        ------
+        ValueError
+            If the last number is not :attr:`size`.
+        """
+
+    def origin(
+        self,
+        *size: int | tuple[int, ...],
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        seed: int | None = 42,
+    ) -> torch.Tensor:
+        """A reproducible point: :meth:`random` drawn on the CPU with ``seed``, then moved."""
+        generator = torch.Generator().manual_seed(42 if seed is None else seed)
+        flat = geoopt.utils.size2shape(*size) if size else ()
+        return self.random(*flat, dtype=dtype, generator=generator).to(device)
+
+    @abc.abstractmethod
+    def to_dense(self, x: torch.Tensor) -> torch.Tensor:
+        """The dense tensor of a point, shape ``(*batch, *shape)``; differentiable."""
+
+    @abc.abstractmethod
+    def radial(self, x: torch.Tensor) -> torch.Tensor:
+        """The point itself as a tangent vector (the manifold is a cone), shape ``(*batch, size)``."""
+
+    # Metric ----------------------------------------------------------------------------------
+
+    def inner(
+        self,
+        x: torch.Tensor,
+        u: torch.Tensor,
+        v: torch.Tensor | None = None,
+        *,
+        keepdim: bool = False,
+    ) -> torch.Tensor:
+        """Frobenius product of two tangent tensors: the dot product of their coordinates.
+
+        Parameters
+        ----------
+        x : torch.Tensor
+            Base point, shape ``(*batch, size)``; only its batch matters.
+        u, v : torch.Tensor
+            Tangent vectors, shape ``(*batch, size)``; ``v=None`` means ``u``.
+        keepdim : bool
+            Keep the last dimension with size 1.
+
+        Returns
+        -------
+        torch.Tensor
+            Shape ``(*batch,)`` or ``(*batch, 1)``.
+        """
+        product = (u * (u if v is None else v)).sum(-1, keepdim=keepdim)
+        batch = torch.broadcast_shapes(x.shape[:-1], u.shape[:-1])
+        return product.expand(*batch, 1) if keepdim else product.expand(batch)
+
+    def norm(self, x: torch.Tensor, u: torch.Tensor, *, keepdim: bool = False) -> torch.Tensor:
+        """Frobenius norm of a tangent tensor; see :meth:`inner` for the shapes."""
+        length = torch.linalg.vector_norm(u, dim=-1, keepdim=keepdim)
+        batch = torch.broadcast_shapes(x.shape[:-1], u.shape[:-1])
+        return length.expand(*batch, 1) if keepdim else length.expand(batch)
+
+    # Tangent space ---------------------------------------------------------------------------
+
+    def frame(self, x: torch.Tensor) -> Any:
+        """What the operations at ``x`` share, to be passed to them as ``frame``.
+
+        Opaque; computing it once per step instead of once per operation saves time only.
+        """
+        return None
+
+    @abc.abstractmethod
+    def proju(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        """Project packed coordinates on the tangent space (enforce the gauge conditions)."""
+
+    @abc.abstractmethod
+    def egrad2rgrad(self, x: torch.Tensor, u: torch.Tensor, *, frame: Any = None) -> torch.Tensor:
+        """Riemannian gradient from the autograd gradient of the packed point."""
+
+    @abc.abstractmethod
+    def tangent_to_dense(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        """The dense tensor of a tangent vector, shape ``(*batch, *shape)``; linear in ``u``."""
+
+    def project_dense(self, x: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+        """Orthogonal projection of a dense tensor on the tangent space.
+
+        The coordinates are the adjoint of :meth:`tangent_to_dense`, which is an isometry.
+
+        Parameters
+        ----------
+        x : torch.Tensor
+            Base point, shape ``(*batch, size)``.
+        tensor : torch.Tensor
+            Shape ``(*batch, *shape)``.
+
+        Returns
+        -------
+        torch.Tensor
+            Tangent vector, shape ``(*batch, size)``.
+
+        Raises
+        ------
+        ValueError
+            If the shapes do not fit.
+        """
+        self._check_dense(tensor)
+        batch = torch.broadcast_shapes(x.shape[:-1], tensor.shape[: tensor.ndim - len(self.shape)])
+        x = x.detach().expand(*batch, self.size)
+        adjoint = torch.func.vjp(lambda u: self.tangent_to_dense(x, u), torch.zeros_like(x))[1]
+        return self.proju(x, adjoint(tensor.to(x).expand(*batch, *self.shape))[0])
+
+    def _check_dense(self, tensor: torch.Tensor) -> None:
+        order = len(self.shape)
+        if tensor.ndim < order or tuple(tensor.shape[tensor.ndim - order :]) != self.shape:
+            raise ValueError(
+                f"{self} needs a dense tensor of shape {self.shape} (after the batch), "
+                f"got {tuple(tensor.shape)}"
+            )
+
+    # Moving ----------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def retr(self, x: torch.Tensor, u: torch.Tensor, *, frame: Any = None) -> torch.Tensor:
+        """Retraction: a point of the same rank that agrees with ``x + u`` to first order."""
+
+    def expmap(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        """The same as :meth:`retr`: low-rank manifolds have no closed exponential map."""
+        return self.retr(x, u)
+
+    @abc.abstractmethod
+    def transp(
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        v: torch.Tensor,
+        *,
+        target: LowRankManifold | None = None,
+    ) -> torch.Tensor:
+        """Vector transport by orthogonal projection of the tangent tensor at ``x`` on that at ``y``.
+
+        Parameters
+        ----------
+        x : torch.Tensor
+            Start point on this manifold, shape ``(*batch, size)``.
+        y : torch.Tensor
+            Target point, shape ``(*batch, target.size)``.
+        v : torch.Tensor
+            Tangent vector at ``x``.
+        target : LowRankManifold or None
+            The manifold of ``y`` if its rank differs from this one's.
+
+        Returns
+        -------
+        torch.Tensor
+            Tangent vector at ``y``, shape ``(*batch, target.size)``.
+        """
+
+    def retr_transp(
+        self, x: torch.Tensor, u: torch.Tensor, v: torch.Tensor, *, frame: Any = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``y = retr(x, u)`` and ``transp(x, y, v)``."""
+        y = self.retr(x, u, frame=frame)
+        return y, self.transp(x, y, v)
+
+    # Ranks -----------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def truncation(self, x: torch.Tensor, u: torch.Tensor | None = None) -> Truncation:
+        """The spectra of the tensor ``x`` (or of ``x + u``, exactly), ready to be truncated.
+
+        Parameters
+        ----------
+        x : torch.Tensor
+            Point, shape ``(*batch, size)``.
+        u : torch.Tensor or None
+            Tangent vector at ``x``; the sum has up to twice the rank.
+        """
+
+    @abc.abstractmethod
+    def _exact(self, tensor: torch.Tensor) -> tuple[LowRankManifold, torch.Tensor]:
+        """A dense tensor in this format at a rank that loses nothing."""
+
+    def singular_values(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Singular values of the matricisations that the ranks belong to, descending.
+
+        Returns
+        -------
+        tuple of torch.Tensor
+            One per rank, shape ``(*batch, rank)``.
+        """
+        return self.truncation(x).singular_values
+
+    def truncate(
+        self,
+        x: torch.Tensor,
+        *,
+        tol: float = 0.0,
+        min_rank: RankBound = None,
+        max_rank: RankBound = None,
+    ) -> tuple[LowRankManifold, torch.Tensor]:
+        """Truncate a point by tolerance.
+
+        Parameters
+        ----------
+        x : torch.Tensor
+            Point, shape ``(*batch, size)``; a batch shares its ranks.
+        tol : float
+            Relative tolerance in [0, 1) for each rank by itself; the relative error of the
+            tensor is at most ``tol`` times the root of the number of ranks.
+        min_rank, max_rank : int, sequence of int or None
+            Limits on the ranks.
+
+        Returns
+        -------
+        manifold : LowRankManifold
+            The manifold at the new rank.
+        point : torch.Tensor
+            Shape ``(*batch, manifold.size)``.
+
+        Raises
+        ------
+        ValueError
+            If ``tol`` is outside [0, 1) or a limit makes no sense.
+        """
+        return self.truncation(x).by_tolerance(tol, min_rank=min_rank, max_rank=max_rank)
+
+    def retr_adaptive(
+        self,
+        x: torch.Tensor,
+        u: torch.Tensor,
+        *,
+        tol: float = 0.0,
+        min_rank: RankBound = None,
+        max_rank: RankBound = None,
+    ) -> tuple[LowRankManifold, torch.Tensor]:
+        """Rank-adaptive retraction: ``x + u`` truncated by tolerance.
+
+        Ranks may grow (up to twice) and shrink in the same step. Arguments and results as in
+        :meth:`truncate`.
+        """
+        return self.truncation(x, u).by_tolerance(tol, min_rank=min_rank, max_rank=max_rank)
+
+    def from_dense(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Quasi-optimal approximation of a dense tensor at this manifold's rank.
+
+        Parameters
+        ----------
+        tensor : torch.Tensor
+            Shape ``(*batch, *shape)``.
+
+        Returns
+        -------
+        torch.Tensor
+            Point, shape ``(*batch, size)``. Its error is at most the root of the number of
+            ranks times that of the best approximation.
+
+        Raises
+        ------
+        ValueError
+            If the shape does not fit.
+        """
+        self._check_dense(tensor)
+        manifold, x = self._exact(tensor)
+        return manifold.truncation(x).to(self.rank)[1]
+
+    def approximate(
+        self,
+        tensor: torch.Tensor,
+        *,
+        tol: float = 0.0,
+        min_rank: RankBound = None,
+        max_rank: RankBound = None,
+    ) -> tuple[LowRankManifold, torch.Tensor]:
+        """Approximate a dense tensor by tolerance; this manifold's own rank plays no part.
+
+        Arguments, results and error bound as in :meth:`truncate`.
+        """
+        self._check_dense(tensor)
+        manifold, x = self._exact(tensor)
+        return manifold.truncate(x, tol=tol, min_rank=min_rank, max_rank=max_rank)

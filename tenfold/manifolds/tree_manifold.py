@@ -1,0 +1,336 @@
+"""The Riemannian geometry of every format that is a tensor tree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from typing_extensions import Self
+
+from tenfold.linalg import qr, solve_right_upper, svd, unfold
+from tenfold.manifolds import tree_calculus as calculus
+from tenfold.manifolds.base import LowRankManifold
+from tenfold.manifolds.tree import TensorTree
+from tenfold.manifolds.tree_calculus import Frame
+from tenfold.manifolds.truncation import Truncation
+
+__all__ = ["TreeManifold"]
+
+
+class TreeManifold(LowRankManifold):
+    """Tensors of fixed rank in a tensor tree; formats subclass it and choose the tree.
+
+    Parameters
+    ----------
+    tree : TensorTree
+        The tree; its nodes are the factors, in packed order.
+    shape : sequence of int
+        Shape of the dense tensor.
+    edge_rank : sequence of int
+        One rank for each of ``tree.ranks``.
+
+    Raises
+    ------
+    ValueError
+        If a size or rank is below 1, if their number does not fit the tree, or if no tensor of this
+        shape has these ranks.
+    """
+
+    def __init__(self, tree: TensorTree, shape: Sequence[int], edge_rank: Sequence[int]):
+        super().__init__()
+        self.tree = tree
+        self.shape = _positive(shape, "shape")
+        if len(self.shape) != tree.order:
+            raise ValueError(f"{self.name} with {tree.order} modes got the shape {self.shape}")
+        self._ranks = _positive(edge_rank, "rank")
+        if len(self._ranks) != len(tree.ranks):
+            raise ValueError(
+                f"{self.name} of shape {self.shape} has {len(tree.ranks)} ranks, got {self._ranks}"
+            )
+        feasible = tree.clip(self.shape, self._ranks)
+        if feasible != self._ranks:
+            raise ValueError(
+                f"no tensor of shape {self.shape} has {self.name} rank {self._ranks}; "
+                f"the largest feasible rank below it is {feasible}"
+            )
+        by_edge = tree.edge_ranks(self._ranks)
+        self.factor_shapes = tuple(tree.node_shape(v, self.shape, by_edge) for v in range(len(tree.nodes)))
+
+    @property
+    def rank(self) -> Any:
+        """Rank in the format's own terms."""
+        return self._ranks
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the manifold: stored numbers less those of the gauge, ``sum of r^2``."""
+        by_edge = self.tree.edge_ranks(self._ranks)
+        return self.size - sum(rank**2 for rank in by_edge.values())
+
+    def _key(self) -> tuple[Any, ...]:
+        return type(self), self.tree, self.shape, self._ranks
+
+    def _at(self, edge_rank: Sequence[int]) -> Self:
+        """The same format at other ranks, one for each of ``tree.ranks``."""
+        return self.with_rank(tuple(edge_rank))
+
+    def with_rank(self, rank: Any) -> Self:
+        raise NotImplementedError(f"{type(self).__name__} must define with_rank")
+
+    # Checks ----------------------------------------------------------------------------------
+
+    def _check_point_on_manifold(
+        self, x: torch.Tensor, *, atol: float = 1e-5, rtol: float = 1e-5
+    ) -> tuple[bool, str | None]:
+        if not torch.isfinite(x).all():
+            return False, "the point holds NaN or infinity"
+        for v, node in self._bases(x):
+            basis = calculus.matrix(self.tree, v, node)
+            defect = (basis.mT @ basis - torch.eye(basis.shape[-1]).to(basis)).abs().amax().item()
+            if defect > atol + rtol:
+                return False, f"factor {v} is not orthonormal: |U^T U - I| reaches {defect:.3g}"
+        return True, None
+
+    def _check_vector_on_tangent(
+        self, x: torch.Tensor, u: torch.Tensor, *, atol: float = 1e-5, rtol: float = 1e-5
+    ) -> tuple[bool, str | None]:
+        if not torch.isfinite(u).all():
+            return False, "the vector holds NaN or infinity"
+        blocks = self.unpack_tensor(u)
+        for v, node in self._bases(x):
+            block = calculus.matrix(self.tree, v, blocks[v])
+            defect = (calculus.matrix(self.tree, v, node).mT @ block).abs().amax().item()
+            if defect > atol + rtol * block.abs().amax().item():
+                return False, f"block {v} violates the gauge condition: |U^T D| reaches {defect:.3g}"
+        return True, None
+
+    def _bases(self, x: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
+        """Numbers and tensors of all nodes but the root."""
+        return [(v, node) for v, node in enumerate(self.unpack_tensor(x)) if v != self.tree.root]
+
+    # Points ----------------------------------------------------------------------------------
+
+    def projx(self, x: torch.Tensor) -> torch.Tensor:
+        return self.pack_point(*calculus.orthonormalize(self.tree, self.unpack_tensor(x.detach())))
+
+    def random(
+        self,
+        *size: int,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        generator: torch.Generator | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        if kwargs:
+            raise TypeError(f"random of {self} does not know the arguments {sorted(kwargs)}")
+        self._assert_check_shape(size or (self.size,), "the size")
+        factors = []
+        for v, shape in enumerate(self.factor_shapes):
+            normal = torch.randn(*size[:-1], *shape, dtype=dtype, device=device, generator=generator)
+            if v != self.tree.root:
+                normal = qr(calculus.matrix(self.tree, v, normal))[0].reshape(normal.shape)
+            factors.append(normal)
+        return self.pack_point(*factors)
+
+    def to_dense(self, x: torch.Tensor) -> torch.Tensor:
+        return calculus.dense(self.tree, self.unpack_tensor(x), self.shape)
+
+    def radial(self, x: torch.Tensor) -> torch.Tensor:
+        factors = self.unpack_tensor(x)
+        return self.pack_point(
+            *(f if v == self.tree.root else torch.zeros_like(f) for v, f in enumerate(factors))
+        )
+
+    # Tangent space ---------------------------------------------------------------------------
+
+    def frame(self, x: torch.Tensor) -> Frame:
+        return calculus.frame_of(self.tree, self.unpack_tensor(x.detach()))
+
+    def proju(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        factors, blocks = self.unpack_tensor(x), self.unpack_tensor(u)
+        return self.pack_point(
+            *(self._gauge(v, f, b) for v, (f, b) in enumerate(zip(factors, blocks, strict=True)))
+        )
+
+    def _gauge(self, v: int, factor: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
+        if v == self.tree.root:
+            return block
+        basis = calculus.matrix(self.tree, v, factor)
+        columns = calculus.matrix(self.tree, v, block)
+        flat = calculus.perpendicular(basis, columns)
+        return flat.reshape(*flat.shape[:-2], *self.factor_shapes[v])
+
+    def egrad2rgrad(self, x: torch.Tensor, u: torch.Tensor, *, frame: Frame | None = None) -> torch.Tensor:
+        r"""Riemannian gradient from the autograd gradient of the packed point.
+
+        .. math:: \dot C = g_C, \qquad D_v = (I - U_v U_v^T) g_v S_v^{-T}
+
+        by a triangular solve, whose relative error is about ``eps`` times the condition number of
+        the unfoldings of the core; the normal equations are never formed.
+
+        Parameters
+        ----------
+        x : torch.Tensor
+            Point, shape ``(*batch, size)``.
+        u : torch.Tensor
+            Its ``.grad``, same shape.
+        frame : Frame or None
+            ``self.frame(x)`` if it is known already.
+
+        Returns
+        -------
+        torch.Tensor
+            Tangent vector in isometric coordinates, shape ``(*batch, size)``.
+        """
+        frame = frame or self.frame(x)
+        factors, grads = self.unpack_tensor(x), self.unpack_tensor(u)
+        blocks = []
+        for v, (factor, grad) in enumerate(zip(factors, grads, strict=True)):
+            if v != self.tree.root:
+                columns = solve_right_upper(calculus.matrix(self.tree, v, grad), frame.upper[v])
+                grad = self._gauge(v, factor, columns.reshape(*columns.shape[:-2], *self.factor_shapes[v]))
+            blocks.append(grad)
+        return self.pack_point(*blocks)
+
+    def tangent_to_dense(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        return calculus.dense_tangent(
+            self.tree, self.unpack_tensor(x), self.unpack_tensor(u), self.frame(x), self.shape
+        )
+
+    # Moving ----------------------------------------------------------------------------------
+
+    def retr(self, x: torch.Tensor, u: torch.Tensor, *, frame: Frame | None = None) -> torch.Tensor:
+        """Second-order retraction by one subspace iteration; see :func:`tree_calculus.retract`.
+
+        Parameters
+        ----------
+        x, u : torch.Tensor
+            Point and tangent vector, shape ``(*batch, size)``.
+        frame : Frame or None
+            ``self.frame(x)`` if it is known already.
+
+        Returns
+        -------
+        torch.Tensor
+            Shape ``(*batch, size)``.
+        """
+        x, u = torch.broadcast_tensors(x, u)
+        frame = frame or self.frame(x)
+        nodes, _ = calculus.retract(self.tree, self.unpack_tensor(x), self.unpack_tensor(u), frame)
+        return self.pack_point(*nodes)
+
+    def transp(
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        v: torch.Tensor,
+        *,
+        target: LowRankManifold | None = None,
+        frame: Frame | None = None,
+    ) -> torch.Tensor:
+        goal = self if target is None else target
+        if not isinstance(goal, TreeManifold) or (goal.tree, goal.shape) != (self.tree, self.shape):
+            raise ValueError(f"cannot transport from {self} to {goal}: the format or the shape differs")
+        blocks = calculus.transport(
+            self.tree,
+            self.unpack_tensor(x),
+            self.unpack_tensor(v),
+            frame or self.frame(x),
+            goal.unpack_tensor(y),
+            goal.frame(y),
+        )
+        return goal.pack_point(*blocks)
+
+    def retr_transp(
+        self, x: torch.Tensor, u: torch.Tensor, v: torch.Tensor, *, frame: Frame | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        x, u, v = torch.broadcast_tensors(x, u, v)
+        frame = frame or self.frame(x)
+        y = self.retr(x, u, frame=frame)
+        return y, self.transp(x, y, v, frame=frame)
+
+    # Ranks -----------------------------------------------------------------------------------
+
+    def truncation(self, x: torch.Tensor, u: torch.Tensor | None = None) -> Truncation:
+        nodes: Sequence[torch.Tensor] = self.unpack_tensor(x.detach())
+        if u is not None:
+            nodes = calculus.extend(self.tree, nodes, self.unpack_tensor(u.detach()), self.frame(x))
+        return _TreeTruncation(self, nodes)
+
+    def _exact(self, tensor: torch.Tensor) -> tuple[Self, torch.Tensor]:
+        tree, lead = self.tree, tensor.ndim - len(self.shape)
+        modes = tree.modes_below(tree.root)
+        rest = tensor.detach().permute(*range(lead), *(lead + m for m in modes))
+        # Subtrees that are done stand in `rest` as one axis, named by their node; open modes are
+        # named by None.
+        axes: list[int | None] = [None] * len(modes)
+        factors: list[torch.Tensor] = [rest] * len(tree.nodes)
+        for v in tree.bottomup:
+            if v == tree.root:
+                factors[v] = rest
+                break
+            legs = tree.nodes[v].legs
+            first = self._first_axis(v, axes)
+            sizes = rest.shape[lead + first : lead + first + legs]
+            merged = rest.flatten(lead + first, lead + first + legs - 1)
+            q, r = qr(unfold(merged, first, merged.ndim - lead))
+            shape = list(merged.shape)
+            del shape[lead + first]
+            rest = r.reshape(*shape[:lead], r.shape[-2], *shape[lead:]).movedim(lead, lead + first)
+            factors[v] = q.reshape(*shape[:lead], *sizes, q.shape[-1])
+            axes[first : first + legs] = [v]
+        manifold = self._at([factors[group[0]].shape[-1] for group in tree.ranks])
+        return manifold, manifold.pack_point(*factors)
+
+    def _first_axis(self, v: int, axes: list[int | None]) -> int:
+        """Where the axes of node ``v`` begin in a tensor whose axes are ``axes``; they are adjacent."""
+        children = self.tree.nodes[v].children
+        if children:
+            return axes.index(children[0])
+        position = self.tree.modes_below(self.tree.root).index(self.tree.nodes[v].modes[0])
+        # Everything to the right of a leaf's modes may be merged already, nothing to the left is.
+        return position
+
+
+class _TreeTruncation(Truncation):
+    """Truncation by the singular vectors of every edge of the untruncated tensor (HOSVD).
+
+    The error is at most the root of the sum of the squared tails (Grasedyck, "Hierarchical singular
+    value decomposition of tensors", 2010).
+    """
+
+    def __init__(self, manifold: TreeManifold, nodes: Sequence[torch.Tensor]):
+        self._manifold, self._nodes = manifold, nodes
+        frame = calculus.frame_of(manifold.tree, nodes)
+        self._left: dict[int, torch.Tensor] = {}
+        spectra: dict[int, torch.Tensor] = {}
+        for v, upper in frame.upper.items():
+            self._left[v], spectra[v], _ = svd(upper.mT)
+        self.singular_values = tuple(spectra[group[0]] for group in manifold.tree.ranks)
+
+    def to(self, rank: int | Sequence[int]) -> tuple[TreeManifold, torch.Tensor]:
+        manifold, tree = self._manifold, self._manifold.tree
+        wanted = (rank,) * len(tree.ranks) if isinstance(rank, int) else tuple(rank)
+        available = tuple(values.shape[-1] for values in self.singular_values)
+        if len(wanted) != len(available) or any(
+            not 1 <= w <= a for w, a in zip(wanted, available, strict=True)
+        ):
+            raise ValueError(f"cannot truncate {manifold.name} ranks {available} to {wanted}")
+        by_edge = tree.edge_ranks(wanted)
+        nodes = calculus.project(
+            tree, self._nodes, {v: left[..., : by_edge[v]] for v, left in self._left.items()}
+        )
+        feasible = tree.clip(manifold.shape, wanted)
+        if feasible != wanted:
+            # The product of the other ranks bounds the true rank, so this second cut loses nothing.
+            return _TreeTruncation(manifold, nodes).to(feasible)
+        smaller = manifold._at(wanted)
+        return smaller, smaller.pack_point(*nodes)
+
+
+def _positive(numbers: Sequence[int], name: str) -> tuple[int, ...]:
+    values = tuple(numbers)
+    if any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in values):
+        raise ValueError(f"{name} must consist of integers of at least 1, got {numbers}")
+    return values
