@@ -1,0 +1,13 @@
+"""Whole experiments: data, networks, the training loop, and what a run leaves in its folder.
+
+The modules are imported one by one (``from tenfold.experiments.training import train``); this package itself
+imports nothing, so that the command line answers ``--help`` without waiting for torch.
+
+- :mod:`~tenfold.experiments.config`: what a run is, in one dataclass
+- :mod:`~tenfold.experiments.data`, :mod:`~tenfold.experiments.batches`: images in memory, seeded batches
+- :mod:`~tenfold.experiments.models`, :mod:`~tenfold.experiments.methods`: networks, and how they are trained
+- :mod:`~tenfold.experiments.training`, :mod:`~tenfold.experiments.checkpoint`: the loop, and how it goes on
+- :mod:`~tenfold.experiments.metrics`, :mod:`~tenfold.experiments.compression`: what is measured
+- :mod:`~tenfold.experiments.runs`, :mod:`~tenfold.experiments.comparison`: finished runs
+- :mod:`~tenfold.experiments.report`, :mod:`~tenfold.experiments.plots`: runs as tables and pictures
+"""

@@ -1,0 +1,79 @@
+import json
+
+import pytest
+
+from tenfold.experiments.config import DATA_SETS, TrainConfig
+
+
+@pytest.mark.parametrize("data", DATA_SETS)
+def test_a_recipe_is_complete_and_what_is_given_wins(data):
+    config = TrainConfig.recipe(data=data, epochs=3)
+    assert (config.data, config.epochs) == (data, 3)
+    assert config.rank is not None
+    assert config.tau is not None
+    assert config.adapt_every is not None
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("data", "imagenet", "data must be one of digits, mnist, cifar10, not 'imagenet'"),
+        ("model", "lenet", "model must be one of"),
+        ("method", "svd", "method must be one of tucker, dense"),
+        ("schedule", "step", "schedule must be one of"),
+        ("tau", 1.0, r"tau must be a number in \[0, 1\), not 1.0"),
+        ("tau", -0.1, "tau must be"),
+        ("tau", float("nan"), "tau must be"),
+        ("rank", 0, "rank must be a fraction"),
+        ("rank", 1.5, "rank must be a fraction"),
+        ("rank", 0.0, "rank must be a fraction"),
+        ("rank", True, "rank must be a fraction"),
+        ("adapt_every", -1, "adapt_every must be at least 0"),
+        ("epochs", 0, "epochs must be at least 1, not 0"),
+        ("batch_size", 0, "batch_size must be at least 1"),
+        ("seed", -1, "seed must be at least 0"),
+        ("lr", 0.0, "lr must be a positive number"),
+        ("lr", float("inf"), "lr must be a positive number"),
+        ("momentum", 1.0, r"momentum must be a number in \[0, 1\)"),
+        ("weight_decay", -1e-4, "weight_decay must be a number, at least 0"),
+        ("data_dir", "somewhere", "data_dir has no effect on the data set 'digits'"),
+    ],
+)
+def test_values_out_of_range_are_named(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig.recipe(**{field: value})
+
+
+def test_a_number_of_epochs_is_whole():
+    with pytest.raises(TypeError, match=r"epochs must be a whole number, not 2\.5"):
+        TrainConfig(epochs=2.5)  # type: ignore[arg-type]
+
+
+def test_an_unknown_field_is_named():
+    with pytest.raises(TypeError, match="no field epoch"):
+        TrainConfig.recipe(epoch=3)
+
+
+@pytest.mark.parametrize("given", [{"tau": 0.1}, {"rank": 0.5}, {"adapt_every": 5}, {"factorize_all": True}])
+def test_nothing_is_silently_ignored_by_the_dense_method(given):
+    with pytest.raises(ValueError, match=f"{next(iter(given))} has no effect on the method 'dense'"):
+        TrainConfig(method="dense", **given)
+
+
+def test_the_dense_twin_differs_in_the_weights_alone():
+    config = TrainConfig.recipe(seed=3, lr=0.07, factorize_all=True)
+    changed = {name for name, _, _ in config.differences(config.dense_twin())}
+    assert changed == {"method", "rank", "tau", "adapt_every", "factorize_all"}
+
+
+def test_a_run_may_move_to_another_place():
+    here = TrainConfig(data="mnist", data_dir="a", device="cpu")
+    assert here.differences(TrainConfig(data="mnist", data_dir="b", device="cuda")) == []
+    assert here.differences(TrainConfig(data="mnist", seed=1)) == [("seed", 0, 1)]
+
+
+def test_through_json_and_back():
+    config = TrainConfig.recipe(rank=0.25, tau=0.05)
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    with pytest.raises(ValueError, match="field momenta is missing or unknown"):
+        TrainConfig.from_dict({**config.to_dict(), "momenta": 1})
