@@ -3,6 +3,7 @@
 from tenfold.manifolds.base import LowRankManifold
 from tenfold.manifolds.fixed_rank import FixedRankManifold
 from tenfold.manifolds.hierarchical_tucker import HierarchicalTuckerManifold
+from tenfold.manifolds.parameter import is_low_rank, move_
 from tenfold.manifolds.tensor_train import TensorTrainManifold
 from tenfold.manifolds.tree import Node, TensorTree
 from tenfold.manifolds.tree_manifold import TreeManifold
@@ -19,5 +20,7 @@ __all__ = [
     "TreeManifold",
     "Truncation",
     "TuckerManifold",
+    "is_low_rank",
+    "move_",
     "ranks_by_tolerance",
 ]

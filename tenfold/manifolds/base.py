@@ -76,6 +76,11 @@ class LowRankManifold(geoopt.Manifold, metaclass=abc.ABCMeta):
         """
 
     @property
+    @abc.abstractmethod
+    def full_rank(self) -> Any:
+        """The rank at which every tensor of this shape is represented."""
+
+    @property
     def size(self) -> int:
         """Length of a packed point: the number of stored parameters."""
         return sum(math.prod(shape) for shape in self.factor_shapes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from typing_extensions import Self
 
@@ -28,7 +27,7 @@ class FixedRankManifold(TreeManifold):
     ----------
     shape : sequence of int
         ``(m, n)``.
-    rank : int
+    rank : int or sequence of one int
         At most ``min(m, n)``.
 
     Raises
@@ -50,18 +49,20 @@ class FixedRankManifold(TreeManifold):
 
     name = "fixed-rank"
 
-    def __init__(self, shape: Sequence[int], rank: int):
+    def __init__(self, shape: Sequence[int], rank: int | Sequence[int]):
         if len(shape) != 2:
             raise ValueError(f"a fixed-rank matrix needs a shape (m, n), got {tuple(shape)}")
-        super().__init__(_TREE, shape, (rank,))
+        super().__init__(_TREE, shape, (rank,) if isinstance(rank, int) else rank)
 
     @property
     def rank(self) -> int:
         """The rank of the matrix."""
         return self._ranks[0]
 
-    def with_rank(self, rank: Any) -> Self:
-        return type(self)(self.shape, rank)
+    @property
+    def full_rank(self) -> int:
+        """The smaller side of the matrix."""
+        return min(self.shape)
 
-    def _at(self, edge_rank: Sequence[int]) -> Self:
-        return self.with_rank(edge_rank[0])
+    def with_rank(self, rank: int | Sequence[int]) -> Self:
+        return type(self)(self.shape, rank)

@@ -63,6 +63,11 @@ class TreeManifold(LowRankManifold):
         return self._ranks
 
     @property
+    def full_rank(self) -> Any:
+        """The rank at which every tensor of this shape is represented."""
+        return self.tree.clip(self.shape, [self.dense_size] * len(self.tree.ranks))
+
+    @property
     def dim(self) -> int:
         """Dimension of the manifold: stored numbers less those of the gauge, ``sum of r^2``."""
         by_edge = self.tree.edge_ranks(self._ranks)
@@ -70,10 +75,6 @@ class TreeManifold(LowRankManifold):
 
     def _key(self) -> tuple[Any, ...]:
         return type(self), self.tree, self.shape, self._ranks
-
-    def _at(self, edge_rank: Sequence[int]) -> Self:
-        """The same format at other ranks, one for each of ``tree.ranks``."""
-        return self.with_rank(tuple(edge_rank))
 
     def with_rank(self, rank: Any) -> Self:
         raise NotImplementedError(f"{type(self).__name__} must define with_rank")
@@ -280,7 +281,7 @@ class TreeManifold(LowRankManifold):
             rest = r.reshape(*shape[:lead], r.shape[-2], *shape[lead:]).movedim(lead, lead + first)
             factors[v] = q.reshape(*shape[:lead], *sizes, q.shape[-1])
             axes[first : first + legs] = [v]
-        manifold = self._at([factors[group[0]].shape[-1] for group in tree.ranks])
+        manifold = self.with_rank([factors[group[0]].shape[-1] for group in tree.ranks])
         return manifold, manifold.pack_point(*factors)
 
     def _first_axis(self, v: int, axes: list[int | None]) -> int:
@@ -325,7 +326,7 @@ class _TreeTruncation(Truncation):
         if feasible != wanted:
             # The product of the other ranks bounds the true rank, so this second cut loses nothing.
             return _TreeTruncation(manifold, nodes).to(feasible)
-        smaller = manifold._at(wanted)
+        smaller = manifold.with_rank(wanted)
         return smaller, smaller.pack_point(*nodes)
 
 

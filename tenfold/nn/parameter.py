@@ -1,0 +1,134 @@
+"""Declaring manifold parameters in any module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import geoopt
+import torch
+from torch import nn
+
+from tenfold.manifolds import LowRankManifold, is_low_rank, move_
+
+__all__ = ["declare", "low_rank_parameters"]
+
+_RANK = "_rank"
+
+
+def declare(
+    module: nn.Module,
+    name: str,
+    manifold: LowRankManifold,
+    point: torch.Tensor | None = None,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> geoopt.ManifoldParameter:
+    """Give a module a parameter on a low-rank manifold.
+
+    The module's ``state_dict`` then carries the rank beside the packed point, as ``<name>_rank``, and
+    ``load_state_dict`` takes the saved rank.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Any module, usually ``self`` inside its ``__init__``.
+    name : str
+        Name of the attribute.
+    manifold : LowRankManifold
+        Where the parameter lives at the start.
+    point : torch.Tensor or None
+        Initial value, shape ``(*batch, manifold.size)``; None draws a random point.
+    device, dtype
+        Where and in which type a random point is drawn.
+
+    Returns
+    -------
+    geoopt.ManifoldParameter
+        The parameter, registered with the module.
+
+    Raises
+    ------
+    ValueError
+        If the point does not fit the manifold.
+
+    Examples
+    --------
+    >>> import torch, tenfold
+    >>> from tenfold.manifolds import TensorTrainManifold
+    >>> class Bilinear(torch.nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         tenfold.nn.declare(self, "weight", TensorTrainManifold((5, 6, 7), rank=2))
+    ...     def forward(self, a, b):
+    ...         first, second, third = self.weight.unpack_tensor()
+    ...         return torch.einsum("ip,bi,pjq,bj,qk->bk", first, a, second, b, third)
+    >>> Bilinear()(torch.randn(3, 5), torch.randn(3, 6)).shape
+    torch.Size([3, 7])
+    """
+    if point is None:
+        point = manifold.random(device=device, dtype=dtype)
+    parameter = geoopt.ManifoldParameter(point, manifold=manifold)
+    module.register_parameter(name, parameter)
+    if _save_ranks not in module._state_dict_hooks.values():
+        module.register_state_dict_post_hook(_save_ranks)
+        module.register_load_state_dict_pre_hook(_load_ranks)
+    return parameter
+
+
+def low_rank_parameters(module: nn.Module) -> Iterator[tuple[str, geoopt.ManifoldParameter]]:
+    """Names and parameters on low-rank manifolds, of a module and all below it."""
+    for name, parameter in module.named_parameters():
+        if is_low_rank(parameter):
+            yield name, parameter
+
+
+def _own(module: nn.Module) -> Iterator[tuple[str, geoopt.ManifoldParameter]]:
+    for name, parameter in module.named_parameters(recurse=False):
+        if is_low_rank(parameter):
+            yield name, parameter
+
+
+def _save_ranks(
+    module: nn.Module, state_dict: dict[str, torch.Tensor], prefix: str, local_metadata: Mapping[str, Any]
+) -> None:
+    for name, parameter in _own(module):
+        rank = parameter.manifold.rank
+        state_dict[f"{prefix}{name}{_RANK}"] = torch.tensor([rank] if isinstance(rank, int) else list(rank))
+
+
+def _load_ranks(
+    module: nn.Module,
+    state_dict: dict[str, torch.Tensor],
+    prefix: str,
+    local_metadata: Mapping[str, Any],
+    strict: bool,
+    missing_keys: list[str],
+    unexpected_keys: list[str],
+    error_msgs: list[str],
+) -> None:
+    for name, parameter in _own(module):
+        key = f"{prefix}{name}"
+        saved = state_dict.get(key)
+        ranks = state_dict.pop(f"{key}{_RANK}", None)
+        if saved is None:
+            continue
+        if ranks is None:
+            if saved.shape != parameter.shape:
+                error_msgs.append(f"{key}{_RANK} is missing, so the rank of {key} is not known")
+            continue
+        if local_metadata.get("assign_to_params_buffers", False):
+            error_msgs.append(f"{key} lives on {parameter.manifold}: load it with assign=False")
+            continue
+        try:
+            manifold = parameter.manifold.with_rank(tuple(ranks.tolist()))
+            if saved.shape[-1:] != (manifold.size,):
+                raise ValueError(
+                    f"{manifold} needs {manifold.size} numbers, the saved ones are {saved.shape[-1]}"
+                )
+        except ValueError as error:
+            error_msgs.append(f"{key}: {error}")
+            continue
+        if manifold != parameter.manifold:
+            move_(parameter, manifold, parameter.new_zeros(*parameter.shape[:-1], manifold.size))
