@@ -188,7 +188,7 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
                 rgrad = rgrad + decay * manifold.radial(x)
         else:
             options = {}
-            rgrad = manifold.egrad2rgrad(x, grad + decay * x if decay else grad)
+            rgrad = manifold.egrad2rgrad(x, grad.add(x, alpha=decay) if decay else grad)
         direction, state = self._direction(group, manifold, x, rgrad, state)
         step = -group["lr"] * direction
         if low_rank and policy is not None:
@@ -225,6 +225,8 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
         state: Tensors,
     ) -> _Update:
         """The rank-adaptive step of one parameter."""
+        if not torch.isfinite(step).all():
+            raise ValueError(f"the step of {self._name(parameter)} overflows; nothing was changed")
         old = parameter.manifold
         new, y = policy.truncate(old, old.truncation(x, step))
         for name in self.tangent_state:
@@ -262,10 +264,10 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
         for name, parameter in self._named():
             if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
                 raise ValueError(f"the gradient of {name} holds NaN or infinity; nothing was changed")
-        for name, parameter in self._named():
-            for update in updates:
-                if update.parameter is parameter and not torch.isfinite(update.point).all():
-                    raise ValueError(f"the step of {name} overflows; nothing was changed")
+        for update in updates:
+            if not torch.isfinite(update.point).all():
+                name = self._name(update.parameter)
+                raise ValueError(f"the step of {name} overflows; nothing was changed")
         raise ValueError("the step overflows the optimizer's state; nothing was changed")
 
     def _named(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -275,6 +277,9 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
                 where = f"parameter {names[k]!r}" if names else f"parameter {k} of group {g}"
                 on = p.manifold if isinstance(p, geoopt.ManifoldParameter) else f"shape {tuple(p.shape)}"
                 yield f"{where} ({on})", p
+
+    def _name(self, parameter: torch.Tensor) -> str:
+        return next(name for name, p in self._named() if p is parameter)
 
     def _check_state(self, members: list[geoopt.ManifoldParameter], state: Tensors) -> None:
         for name in self.tangent_state:
