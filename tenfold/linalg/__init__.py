@@ -1,11 +1,12 @@
 """Batched linear algebra and unfoldings: what every manifold is built from."""
 
-from tenfold.linalg.decompositions import LINALG_DTYPES, qr, solve_right_upper, svd
+from tenfold.linalg.decompositions import LINALG_DTYPES, cholesky, qr, solve_right_upper, svd
 from tenfold.linalg.tolerances import rounding_floor
 from tenfold.linalg.unfolding import fold, mode_product, unfold
 
 __all__ = [
     "LINALG_DTYPES",
+    "cholesky",
     "fold",
     "mode_product",
     "qr",

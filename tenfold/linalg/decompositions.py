@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["LINALG_DTYPES", "qr", "solve_right_upper", "svd"]
+__all__ = ["LINALG_DTYPES", "cholesky", "qr", "solve_right_upper", "svd"]
 
 LINALG_DTYPES = (torch.float32, torch.float64)
 """Types in which decompositions exist."""
@@ -56,6 +56,25 @@ def qr(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     q, r = torch.linalg.qr(matrix.detach())
     sign = _signs(r.diagonal(dim1=-2, dim2=-1))
     return q * sign.unsqueeze(-2), r * sign.unsqueeze(-1)
+
+
+def cholesky(matrix: torch.Tensor) -> torch.Tensor:
+    """Lower Cholesky factor, without the host synchronisation of an error check.
+
+    Parameters
+    ----------
+    matrix : torch.Tensor
+        Symmetric positive definite, shape ``(*batch, n, n)``, float32 or float64.
+
+    Returns
+    -------
+    torch.Tensor
+        Lower triangular, same shape. Where the matrix is not positive definite the result is not
+        finite, which the caller's check finds.
+    """
+    _check(matrix, "cholesky")
+    factor, failed = torch.linalg.cholesky_ex(matrix.detach())
+    return torch.where((failed == 0)[..., None, None], factor, torch.full_like(factor, torch.nan))
 
 
 def svd(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

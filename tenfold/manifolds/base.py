@@ -266,11 +266,36 @@ class LowRankManifold(geoopt.Manifold, metaclass=abc.ABCMeta):
     # Tangent space ---------------------------------------------------------------------------
 
     def frame(self, x: torch.Tensor) -> Any:
-        """What the operations at ``x`` share, to be passed to them as ``frame``.
+        """What the operations at ``x`` share, to be passed to them as ``frame``; opaque.
 
-        Opaque; computing it once per step instead of once per operation saves time only.
+        Computing it once per step instead of once per operation saves time only.
         """
         return None
+
+    def damped_frame(self, x: torch.Tensor, damping: float) -> Any:
+        """A cheaper frame, made of matrix products, in a damped metric.
+
+        Passed as ``frame`` to :meth:`egrad2rgrad`, :meth:`retr` and :meth:`retr_transp` it replaces the
+        metric by one that is damped in the directions of small singular values, and the retraction by a
+        cheaper one of first order. Coordinates in it are not isometric; see :meth:`undamped`.
+
+        Parameters
+        ----------
+        x : torch.Tensor
+            Point, shape ``(*batch, size)``.
+        damping : float
+            Relative to the mean squared singular value; 0 keeps the metric.
+
+        Raises
+        ------
+        ValueError
+            If the format has no damped geometry.
+        """
+        raise ValueError(f"{self} has no damped geometry")
+
+    def undamped(self, x: torch.Tensor, u: torch.Tensor, frame: Any) -> torch.Tensor:
+        """Isometric coordinates of a tangent vector that is given in a damped ``frame``."""
+        raise ValueError(f"{self} has no damped geometry")
 
     @abc.abstractmethod
     def proju(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:

@@ -34,11 +34,15 @@ __all__ = [
     "frame_of",
     "lift",
     "matrix",
+    "order_of",
     "orthonormalize",
     "perpendicular",
     "project",
     "retract",
+    "right",
+    "some",
     "transport",
+    "unmatrix",
 ]
 
 Nodes = Sequence[torch.Tensor]
@@ -68,7 +72,7 @@ def matrix(tree: TensorTree, v: int, tensor: torch.Tensor) -> torch.Tensor:
     return tensor.reshape(*tensor.shape[:lead], -1, tensor.shape[-1])
 
 
-def _like(flat: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+def unmatrix(flat: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
     """Back from :func:`matrix`: the legs of ``tensor``, the last axis of ``flat``."""
     return flat.reshape(*tensor.shape[:-1], flat.shape[-1])
 
@@ -86,8 +90,8 @@ def frame_of(tree: TensorTree, nodes: Nodes) -> Frame:
     env: dict[int, torch.Tensor] = {}
     upper: dict[int, torch.Tensor] = {}
     for v in tree.topdown:
-        node, order = tree.nodes[v], _order(tree, v)
-        center = nodes[v] if v == tree.root else nodes[v] @ _wide(upper[v].mT, node.legs)
+        node, order = tree.nodes[v], order_of(tree, v)
+        center = nodes[v] if v == tree.root else right(tree, v, nodes[v], upper[v].mT)
         sizes = tuple(center.shape[center.ndim - order :])
         for axis, child in enumerate(node.children):
             q, upper[child] = qr(unfold(center, axis, order).mT)
@@ -95,13 +99,14 @@ def frame_of(tree: TensorTree, nodes: Nodes) -> Frame:
     return Frame(env, upper)
 
 
-def _order(tree: TensorTree, v: int) -> int:
+def order_of(tree: TensorTree, v: int) -> int:
     return tree.nodes[v].legs + (v != tree.root)
 
 
-def _wide(matrices: torch.Tensor, legs: int) -> torch.Tensor:
-    """Insert axes so that a batch of matrices broadcasts against a node with several legs."""
-    return matrices.reshape(*matrices.shape[:-2], *(1,) * (legs - 1), *matrices.shape[-2:])
+def right(tree: TensorTree, v: int, tensor: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+    """Multiply the parent axis of a node tensor by ``change``, shape ``(*batch, r, new r)``."""
+    legs = tree.nodes[v].legs
+    return mode_product(tensor, change.mT, legs, legs + 1)
 
 
 def lift(
@@ -123,7 +128,7 @@ def lift(
 
     Complexity: for ``c`` children, fewer than ``c (c + 3) / 2`` mode products with the node.
     """
-    order = _order(tree, v)
+    order = order_of(tree, v)
     children = [(axis, w) for axis, w in enumerate(tree.nodes[v].children) if w != skip]
     pending = {} if env is None else {w: env[w] for _, w in children}
     for axis, w in children:
@@ -136,7 +141,7 @@ def lift(
     return value
 
 
-def _some(value: torch.Tensor | None) -> torch.Tensor:
+def some(value: torch.Tensor | None) -> torch.Tensor:
     assert value is not None
     return value
 
@@ -146,12 +151,12 @@ def orthonormalize(tree: TensorTree, nodes: Nodes) -> list[torch.Tensor]:
     out = list(nodes)
     carry: dict[int, torch.Tensor] = {}
     for v in tree.bottomup:
-        lifted = _some(lift(tree, v, nodes[v], carry))
+        lifted = some(lift(tree, v, nodes[v], carry))
         if v == tree.root:
             out[v] = lifted
         else:
             q, carry[v] = qr(matrix(tree, v, lifted))
-            out[v] = _like(q, lifted)
+            out[v] = unmatrix(q, lifted)
     return out
 
 
@@ -159,7 +164,7 @@ def dense(tree: TensorTree, nodes: Nodes, shape: Sequence[int]) -> torch.Tensor:
     """The dense tensor, by expanding the bases from the leaves upwards; differentiable."""
     zero: dict[int, torch.Tensor] = {}
     for v in tree.bottomup:
-        lifted = _some(lift(tree, v, nodes[v], zero))
+        lifted = some(lift(tree, v, nodes[v], zero))
         if v != tree.root:
             zero[v] = matrix(tree, v, lifted)
     return _natural_order(tree, lifted, shape)
@@ -172,10 +177,10 @@ def dense_tangent(
     zero: dict[int, torch.Tensor] = {}
     one: dict[int, torch.Tensor] = {}
     for v in tree.bottomup:
-        moved = _some(lift(tree, v, tangent[v], zero, frame.env, one))
+        moved = some(lift(tree, v, tangent[v], zero, frame.env, one))
         if v != tree.root:
             one[v] = matrix(tree, v, moved)
-            zero[v] = matrix(tree, v, _some(lift(tree, v, nodes[v], zero)))
+            zero[v] = matrix(tree, v, some(lift(tree, v, nodes[v], zero)))
     return _natural_order(tree, moved, shape)
 
 
@@ -188,9 +193,7 @@ def _natural_order(tree: TensorTree, expanded: torch.Tensor, shape: Sequence[int
     return split.permute(*range(lead), *(lead + p for p in position))
 
 
-def retract(
-    tree: TensorTree, nodes: Nodes, tangent: Nodes, frame: Frame
-) -> tuple[list[torch.Tensor], dict[int, torch.Tensor]]:
+def retract(tree: TensorTree, nodes: Nodes, tangent: Nodes, frame: Frame) -> list[torch.Tensor]:
     r"""Retraction by one subspace iteration, with QR only.
 
     For every node the tensor ``x + xi`` is contracted with the *old* surroundings ``Q_v`` and the *new*
@@ -203,38 +206,32 @@ def retract(
     subspaces up to ``O(|xi|^3)``: the result agrees with the truncated HOSVD to that order. The gauge
     is chosen so that ``U_v^T U_v^+`` is upper triangular, hence zero moves nothing.
 
-    Returns
-    -------
-    nodes : list of torch.Tensor
-        The new point.
-    overlap : dict
-        ``U_v^{+T} U_v`` for every subtree basis.
-
     Notes
     -----
     Complexity: per node one QR of its matrix and one of ``r x r``; no array larger than the nodes.
     """
     center = {tree.root: nodes[tree.root] + tangent[tree.root]}
     for v in tree.topdown:
-        order = _order(tree, v)
+        order = order_of(tree, v)
         for axis, w in enumerate(tree.nodes[v].children):
             gain = unfold(center[v], axis, order) @ unfold(frame.env[w], axis, order).mT
-            center[w] = nodes[w] @ _wide(gain, tree.nodes[w].legs) + tangent[w]
+            center[w] = right(tree, w, nodes[w], gain) + tangent[w]
     out = list(nodes)
+    # `zero[v]` is the overlap of the new basis with the old one, `one[v]` that with its change.
     zero: dict[int, torch.Tensor] = {}
     one: dict[int, torch.Tensor] = {}
     for v in tree.bottomup:
-        moved = _some(lift(tree, v, center[v], zero, frame.env, one))
+        moved = some(lift(tree, v, center[v], zero, frame.env, one))
         if v == tree.root:
             out[v] = moved
             continue
-        old = matrix(tree, v, _some(lift(tree, v, nodes[v], zero)))
+        old = matrix(tree, v, some(lift(tree, v, nodes[v], zero)))
         basis, _ = qr(matrix(tree, v, moved))
         turn, zero[v] = qr(basis.mT @ old)
         basis = basis @ turn
-        out[v] = _like(basis, moved)
-        one[v] = basis.mT @ matrix(tree, v, _some(lift(tree, v, tangent[v], zero, frame.env, one)))
-    return out, zero
+        out[v] = unmatrix(basis, moved)
+        one[v] = basis.mT @ matrix(tree, v, some(lift(tree, v, tangent[v], zero, frame.env, one)))
+    return out
 
 
 def transport(
@@ -254,8 +251,8 @@ def transport(
     lifted: dict[int, torch.Tensor] = {}
     moved: dict[int, torch.Tensor] = {}
     for v in tree.bottomup:
-        lifted[v] = _some(lift(tree, v, nodes[v], zero))
-        moved[v] = _some(lift(tree, v, tangent[v], zero, frame.env, one))
+        lifted[v] = some(lift(tree, v, nodes[v], zero))
+        moved[v] = some(lift(tree, v, tangent[v], zero, frame.env, one))
         if v != tree.root:
             basis = matrix(tree, v, target[v])
             zero[v] = basis.mT @ matrix(tree, v, lifted[v])
@@ -266,20 +263,19 @@ def transport(
     value: dict[int, torch.Tensor] = {}
     slope: dict[int, torch.Tensor] = {}
     for v in tree.topdown:
-        node, order = tree.nodes[v], _order(tree, v)
+        node, order = tree.nodes[v], order_of(tree, v)
         if v != tree.root:
-            legs = node.legs
-            ambient = lifted[v] @ _wide(slope[v], legs) + moved[v] @ _wide(value[v], legs)
+            ambient = right(tree, v, lifted[v], slope[v]) + right(tree, v, moved[v], value[v])
             columns = matrix(tree, v, ambient)
-            out[v] = _like(perpendicular(matrix(tree, v, target[v]), columns), ambient)
+            out[v] = unmatrix(perpendicular(matrix(tree, v, target[v]), columns), ambient)
         for axis, w in enumerate(node.children):
-            surroundings = _some(lift(tree, v, frame.env[w], zero, skip=w))
-            change = _some(lift(tree, v, tangent[v], zero, frame.env, one, skip=w))
+            surroundings = some(lift(tree, v, frame.env[w], zero, skip=w))
+            change = some(lift(tree, v, tangent[v], zero, frame.env, one, skip=w))
             if v != tree.root:
-                surroundings = surroundings @ _wide(value[v], node.legs)
-                change = change @ _wide(value[v], node.legs)
-                static = _some(lift(tree, v, nodes[v], zero, skip=w))
-                change = change + static @ _wide(slope[v], node.legs)
+                surroundings = right(tree, v, surroundings, value[v])
+                change = right(tree, v, change, value[v])
+                static = some(lift(tree, v, nodes[v], zero, skip=w))
+                change = change + right(tree, v, static, slope[v])
             new = unfold(target_frame.env[w], axis, order).mT
             value[w] = unfold(surroundings, axis, order) @ new
             slope[w] = unfold(change, axis, order) @ new
@@ -297,14 +293,14 @@ def extend(tree: TensorTree, nodes: Nodes, tangent: Nodes, frame: Frame) -> list
     one: dict[int, torch.Tensor] = {}
     for v in tree.bottomup:
         if v == tree.root:
-            out[v] = _some(lift(tree, v, nodes[v] + tangent[v], zero, frame.env, one))
+            out[v] = some(lift(tree, v, nodes[v] + tangent[v], zero, frame.env, one))
             continue
-        old = _some(lift(tree, v, nodes[v], zero))
-        moved = _some(lift(tree, v, tangent[v], zero, frame.env, one))
+        old = some(lift(tree, v, nodes[v], zero))
+        moved = some(lift(tree, v, tangent[v], zero, frame.env, one))
         rank = old.shape[-1]
         q, r = qr(torch.cat([matrix(tree, v, old), matrix(tree, v, moved)], dim=-1))
         zero[v], one[v] = r[..., :rank], r[..., rank:]
-        out[v] = _like(q, old)
+        out[v] = unmatrix(q, old)
     return out
 
 
@@ -313,6 +309,6 @@ def project(tree: TensorTree, nodes: Nodes, bases: Maps) -> list[torch.Tensor]:
     down = {v: basis.mT for v, basis in bases.items()}
     out = []
     for v in range(len(tree.nodes)):
-        lifted = _some(lift(tree, v, nodes[v], down))
-        out.append(lifted if v == tree.root else lifted @ _wide(bases[v], tree.nodes[v].legs))
+        lifted = some(lift(tree, v, nodes[v], down))
+        out.append(lifted if v == tree.root else right(tree, v, lifted, bases[v]))
     return orthonormalize(tree, out) if tree.depth > 1 else out

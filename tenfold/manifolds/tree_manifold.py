@@ -10,9 +10,11 @@ from typing_extensions import Self
 
 from tenfold.linalg import qr, solve_right_upper, svd, unfold
 from tenfold.manifolds import tree_calculus as calculus
+from tenfold.manifolds import tree_damped as damped
 from tenfold.manifolds.base import LowRankManifold
 from tenfold.manifolds.tree import TensorTree
 from tenfold.manifolds.tree_calculus import Frame
+from tenfold.manifolds.tree_damped import DampedFrame
 from tenfold.manifolds.truncation import Truncation
 
 __all__ = ["TreeManifold"]
@@ -148,6 +150,12 @@ class TreeManifold(LowRankManifold):
     def frame(self, x: torch.Tensor) -> Frame:
         return calculus.frame_of(self.tree, self.unpack_tensor(x.detach()))
 
+    def damped_frame(self, x: torch.Tensor, damping: float) -> DampedFrame:
+        return damped.frame_of(self.tree, self.unpack_tensor(x.detach()), damping)
+
+    def undamped(self, x: torch.Tensor, u: torch.Tensor, frame: DampedFrame) -> torch.Tensor:
+        return self.pack_point(*damped.isometric(self.tree, self.unpack_tensor(u), frame, self.frame(x)))
+
     def proju(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
         factors, blocks = self.unpack_tensor(x), self.unpack_tensor(u)
         return self.pack_point(
@@ -176,20 +184,20 @@ class TreeManifold(LowRankManifold):
             Point, shape ``(*batch, size)``.
         u : torch.Tensor
             Its ``.grad``, same shape.
-        frame : Frame or None
-            ``self.frame(x)`` if it is known already.
+        frame : Frame, DampedFrame or None
+            ``self.frame(x)``, or ``self.damped_frame(x, damping)`` for the damped metric.
 
         Returns
         -------
         torch.Tensor
             Tangent vector in isometric coordinates, shape ``(*batch, size)``.
         """
-        frame = frame or self.frame(x)
+        upper = (frame or self.frame(x)).upper
         factors, grads = self.unpack_tensor(x), self.unpack_tensor(u)
         blocks = []
         for v, (factor, grad) in enumerate(zip(factors, grads, strict=True)):
             if v != self.tree.root:
-                columns = solve_right_upper(calculus.matrix(self.tree, v, grad), frame.upper[v])
+                columns = solve_right_upper(calculus.matrix(self.tree, v, grad), upper[v])
                 grad = self._gauge(v, factor, columns.reshape(*columns.shape[:-2], *self.factor_shapes[v]))
             blocks.append(grad)
         return self.pack_point(*blocks)
@@ -201,15 +209,20 @@ class TreeManifold(LowRankManifold):
 
     # Moving ----------------------------------------------------------------------------------
 
-    def retr(self, x: torch.Tensor, u: torch.Tensor, *, frame: Frame | None = None) -> torch.Tensor:
-        """Second-order retraction by one subspace iteration; see :func:`tree_calculus.retract`.
+    def retr(
+        self, x: torch.Tensor, u: torch.Tensor, *, frame: Frame | DampedFrame | None = None
+    ) -> torch.Tensor:
+        """Second-order retraction by one subspace iteration, or first-order by products only.
+
+        The first is :func:`tree_calculus.retract`, with QR; the second, for coordinates in a damped
+        frame, is :func:`tree_damped.retract`.
 
         Parameters
         ----------
         x, u : torch.Tensor
             Point and tangent vector, shape ``(*batch, size)``.
-        frame : Frame or None
-            ``self.frame(x)`` if it is known already.
+        frame : Frame, DampedFrame or None
+            ``self.frame(x)``, or ``self.damped_frame(x, damping)`` for the damped metric.
 
         Returns
         -------
@@ -217,9 +230,10 @@ class TreeManifold(LowRankManifold):
             Shape ``(*batch, size)``.
         """
         x, u = torch.broadcast_tensors(x, u)
-        frame = frame or self.frame(x)
-        nodes, _ = calculus.retract(self.tree, self.unpack_tensor(x), self.unpack_tensor(u), frame)
-        return self.pack_point(*nodes)
+        nodes, tangent = self.unpack_tensor(x), self.unpack_tensor(u)
+        if isinstance(frame, DampedFrame):
+            return self.pack_point(*damped.retract(self.tree, nodes, tangent, frame))
+        return self.pack_point(*calculus.retract(self.tree, nodes, tangent, frame or self.frame(x)))
 
     def transp(
         self,
@@ -244,9 +258,18 @@ class TreeManifold(LowRankManifold):
         return goal.pack_point(*blocks)
 
     def retr_transp(
-        self, x: torch.Tensor, u: torch.Tensor, v: torch.Tensor, *, frame: Frame | None = None
+        self,
+        x: torch.Tensor,
+        u: torch.Tensor,
+        v: torch.Tensor,
+        *,
+        frame: Frame | DampedFrame | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         x, u, v = torch.broadcast_tensors(x, u, v)
+        if isinstance(frame, DampedFrame):
+            # The bases turn by O(|u|^2) only, so enforcing the gauge is a transport of first order.
+            y = self.retr(x, u, frame=frame)
+            return y, self.proju(y, v)
         frame = frame or self.frame(x)
         y = self.retr(x, u, frame=frame)
         return y, self.transp(x, y, v, frame=frame)
@@ -256,7 +279,8 @@ class TreeManifold(LowRankManifold):
     def truncation(self, x: torch.Tensor, u: torch.Tensor | None = None) -> Truncation:
         nodes: Sequence[torch.Tensor] = self.unpack_tensor(x.detach())
         if u is not None:
-            nodes = calculus.extend(self.tree, nodes, self.unpack_tensor(u.detach()), self.frame(x))
+            frame = calculus.frame_of(self.tree, nodes)
+            nodes = calculus.extend(self.tree, nodes, self.unpack_tensor(u.detach()), frame)
         return _TreeTruncation(self, nodes)
 
     def _exact(self, tensor: torch.Tensor) -> tuple[Self, torch.Tensor]:

@@ -51,6 +51,9 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
     check_finite : bool
         Refuse a step with NaN or infinity in it, before anything is changed. Costs one
         synchronisation with the device.
+    damping : float or None
+        None moves by the exact geometry. A number moves low-rank parameters by matrix products only, in
+        a metric damped in the directions of small singular values.
     """
 
     def __init__(
@@ -62,9 +65,14 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
         rank_adaptation: RankAdaptation | None,
         stabilize: int | None,
         check_finite: bool,
+        damping: float | None,
     ):
         defaults.update(
-            foreach=foreach, rank_adaptation=rank_adaptation, stabilize=stabilize, check_finite=check_finite
+            foreach=foreach,
+            rank_adaptation=rank_adaptation,
+            stabilize=stabilize,
+            check_finite=check_finite,
+            damping=damping,
         )
         super().__init__(params, defaults)
 
@@ -93,6 +101,8 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
             raise TypeError(f"rank_adaptation must be a RankAdaptation or None, got {policy!r}")
         if stabilize is not None and stabilize < 1:
             raise ValueError(f"stabilize must be a positive number of steps or None, got {stabilize}")
+        if complete["damping"] is not None and complete["damping"] < 0:
+            raise ValueError(f"damping must not be negative, got {complete['damping']}")
         self._check_group(complete)
         super().add_param_group(param_group)
         self.param_groups[-1].setdefault("step", 0)
@@ -181,7 +191,9 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
         low_rank = isinstance(manifold, LowRankManifold)
         decay = group.get("weight_decay", 0)
         if low_rank:
-            options = {"frame": manifold.frame(x)}
+            damping = group["damping"]
+            frame = manifold.frame(x) if damping is None else manifold.damped_frame(x, damping)
+            options = {"frame": frame}
             rgrad = manifold.egrad2rgrad(x, grad, **options)
             if decay:
                 # The decay of the tensor; the point itself is a tangent vector.
@@ -192,6 +204,11 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
         direction, state = self._direction(group, manifold, x, rgrad, state)
         step = -group["lr"] * direction
         if low_rank and policy is not None:
+            if group["damping"] is not None:
+                step = manifold.undamped(x, step, options["frame"])
+                for name in self.tangent_state:
+                    if name in state:
+                        state[name] = manifold.undamped(x, state[name], options["frame"])
             for p, x_p, step_p, state_p in zip(*_split(members, x, step, state), strict=True):
                 yield self._adapted(p, policy, x_p, step_p, state_p)
             return
