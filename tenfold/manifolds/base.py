@@ -162,6 +162,10 @@ class LowRankManifold(geoopt.Manifold, metaclass=abc.ABCMeta):
         batch = torch.broadcast_shapes(*(row.shape[:-1] for row in rows))
         return torch.cat([row.expand(*batch, row.shape[-1]) for row in rows], dim=-1)
 
+    def factors(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What a forward pass contracts; :meth:`unpack_tensor` unless a format offers better gradients."""
+        return self.unpack_tensor(x)
+
     # Checks ----------------------------------------------------------------------------------
 
     def _check_shape(self, shape: tuple[int, ...], name: str) -> tuple[bool, str | None]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from typing_extensions import Self
-
 from tenfold.manifolds.tree import Node, TensorTree
 from tenfold.manifolds.tree_manifold import TreeManifold
 
@@ -52,7 +50,7 @@ class FixedRankManifold(TreeManifold):
     def __init__(self, shape: Sequence[int], rank: int | Sequence[int]):
         if len(shape) != 2:
             raise ValueError(f"a fixed-rank matrix needs a shape (m, n), got {tuple(shape)}")
-        super().__init__(_TREE, shape, (rank,) if isinstance(rank, int) else rank)
+        super().__init__(_TREE, shape, rank)
 
     @property
     def rank(self) -> int:
@@ -63,6 +61,3 @@ class FixedRankManifold(TreeManifold):
     def full_rank(self) -> int:
         """The smaller side of the matrix."""
         return min(self.shape)
-
-    def with_rank(self, rank: int | Sequence[int]) -> Self:
-        return type(self)(self.shape, rank)

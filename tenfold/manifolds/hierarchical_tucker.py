@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from typing_extensions import Self
-
 from tenfold.manifolds.tree import Node, TensorTree
 from tenfold.manifolds.tree_manifold import TreeManifold
 
@@ -51,14 +49,10 @@ class HierarchicalTuckerManifold(TreeManifold):
     def __init__(self, shape: Sequence[int], rank: int | Sequence[int]):
         if len(shape) < 2:
             raise ValueError(f"hierarchical Tucker needs at least two modes, got the shape {tuple(shape)}")
-        tree = _balanced(len(shape))
-        if isinstance(rank, int):
-            everywhere = (rank,) * len(tree.ranks)
-            rank = tree.clip(shape, everywhere) if rank >= 1 else everywhere
-        super().__init__(tree, shape, rank)
+        super().__init__(_balanced(len(shape)), shape, rank)
 
-    def with_rank(self, rank: int | Sequence[int]) -> Self:
-        return type(self)(self.shape, rank)
+    def _complete(self, rank: int | Sequence[int]) -> Sequence[int]:
+        return self._clipped(rank) if isinstance(rank, int) else rank
 
 
 def _balanced(order: int) -> TensorTree:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from typing_extensions import Self
-
 from tenfold.manifolds.tree import Node, TensorTree
 from tenfold.manifolds.tree_manifold import TreeManifold
 
@@ -70,24 +68,17 @@ class TensorTrainManifold(TreeManifold):
         nodes = [
             Node(children=(k - 1,) if k else (), modes=(k, k + rows) if rows else (k,)) for k in range(length)
         ]
-        tree = TensorTree(nodes, root=length - 1)
         self.rows = rows
-        super().__init__(tree, shape, self._inner_ranks(tree, tuple(shape), rank))
+        super().__init__(TensorTree(nodes, root=length - 1), shape, rank)
 
-    @staticmethod
-    def _inner_ranks(tree: TensorTree, shape: tuple[int, ...], rank: int | Sequence[int]) -> Sequence[int]:
-        length = len(tree.nodes)
+    def _complete(self, rank: int | Sequence[int]) -> Sequence[int]:
         if isinstance(rank, int):
-            return tree.clip(shape, (rank,) * (length - 1)) if rank >= 1 else (rank,) * max(length - 1, 1)
-        ranks = tuple(rank)
-        if len(ranks) == length + 1:
-            if ranks[0] != 1 or ranks[-1] != 1:
-                raise ValueError(f"the boundary ranks of a Tensor Train are 1, got {ranks}")
-            return ranks[1:-1]
-        return ranks
-
-    def with_rank(self, rank: int | Sequence[int]) -> Self:
-        return type(self)(self.shape, rank, rows=self.rows)
+            return self._clipped(rank)
+        if len(rank) == len(self.tree.nodes) + 1:
+            if rank[0] != 1 or rank[-1] != 1:
+                raise ValueError(f"the boundary ranks of a Tensor Train are 1, got {tuple(rank)}")
+            return rank[1:-1]
+        return rank
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (f", rows={self.rows}" if self.rows else "")

@@ -34,7 +34,7 @@ from tenfold.manifolds.tree_calculus import (
     unmatrix,
 )
 
-__all__ = ["DampedFrame", "frame_of", "isometric", "retract"]
+__all__ = ["DampedFrame", "coordinates", "frame_of", "isometric", "retract"]
 
 
 @dataclass(frozen=True)
@@ -109,4 +109,14 @@ def isometric(tree: TensorTree, tangent: Nodes, frame: DampedFrame, exact: Frame
             frame.upper[v].mT, matrix(tree, v, tangent[v]), upper=False, left=False
         )
         out[v] = unmatrix(columns @ upper.mT, tangent[v])
+    return out
+
+
+def coordinates(tree: TensorTree, tangent: Nodes, frame: DampedFrame, exact: Frame) -> list[torch.Tensor]:
+    """Damped coordinates of a gradient from its isometric ones: ``D_v S_v^T L_v^{-T}``."""
+    out = list(tangent)
+    for v, upper in frame.upper.items():
+        columns = matrix(tree, v, tangent[v]) @ exact.upper[v]
+        columns = torch.linalg.solve_triangular(upper, columns, upper=True, left=False)
+        out[v] = unmatrix(columns, tangent[v])
     return out

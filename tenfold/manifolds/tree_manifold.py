@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from tenfold.manifolds.base import LowRankManifold
 from tenfold.manifolds.tree import TensorTree
 from tenfold.manifolds.tree_calculus import Frame
 from tenfold.manifolds.tree_damped import DampedFrame
+from tenfold.manifolds.tree_lift import tangent_lift
 from tenfold.manifolds.truncation import Truncation
 
 __all__ = ["TreeManifold"]
@@ -29,8 +31,8 @@ class TreeManifold(LowRankManifold):
         The tree; its nodes are the factors, in packed order.
     shape : sequence of int
         Shape of the dense tensor.
-    edge_rank : sequence of int
-        One rank for each of ``tree.ranks``.
+    rank : int or sequence of int
+        One rank for each of ``tree.ranks``; one number stands for all of them.
 
     Raises
     ------
@@ -39,13 +41,15 @@ class TreeManifold(LowRankManifold):
         shape has these ranks.
     """
 
-    def __init__(self, tree: TensorTree, shape: Sequence[int], edge_rank: Sequence[int]):
+    is_lifted = False
+
+    def __init__(self, tree: TensorTree, shape: Sequence[int], rank: int | Sequence[int]):
         super().__init__()
         self.tree = tree
         self.shape = _positive(shape, "shape")
         if len(self.shape) != tree.order:
             raise ValueError(f"{self.name} with {tree.order} modes got the shape {self.shape}")
-        self._ranks = _positive(edge_rank, "rank")
+        self._ranks = _positive(self._complete(rank), "rank")
         if len(self._ranks) != len(tree.ranks):
             raise ValueError(
                 f"{self.name} of shape {self.shape} has {len(tree.ranks)} ranks, got {self._ranks}"
@@ -76,10 +80,55 @@ class TreeManifold(LowRankManifold):
         return self.size - sum(rank**2 for rank in by_edge.values())
 
     def _key(self) -> tuple[Any, ...]:
-        return type(self), self.tree, self.shape, self._ranks
+        return type(self), self.tree, self.shape, self._ranks, self.is_lifted
 
-    def with_rank(self, rank: Any) -> Self:
-        raise NotImplementedError(f"{type(self).__name__} must define with_rank")
+    def _complete(self, rank: int | Sequence[int]) -> Sequence[int]:
+        """One rank for each of ``tree.ranks`` from what the format accepts; called with the shape set."""
+        return (rank,) * len(self.tree.ranks) if isinstance(rank, int) else rank
+
+    def _clipped(self, rank: int) -> tuple[int, ...]:
+        """One number for all ranks, lowered where it exceeds what is feasible."""
+        ranks = (rank,) * len(self.tree.ranks)
+        return self.tree.clip(self.shape, ranks) if rank >= 1 else ranks or (rank,)
+
+    def with_rank(self, rank: int | Sequence[int]) -> Self:
+        new = copy.copy(self)
+        TreeManifold.__init__(new, self.tree, self.shape, rank)
+        return new
+
+    # Gradients -------------------------------------------------------------------------------
+
+    def lifted(self) -> Self:
+        """The same manifold with gradients that divide by nothing.
+
+        The forward pass contracts :meth:`factors` instead of :meth:`unpack_tensor`; autograd then
+        returns isometric coordinates, accurate at any conditioning, and :meth:`egrad2rgrad` only enforces
+        the gauge. The price is a forward and backward pass at twice the ranks.
+        """
+        new = copy.copy(self)
+        new.is_lifted = True
+        return new
+
+    def factors(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What a forward pass contracts: the factors, doubled on a :meth:`lifted` manifold.
+
+        Parameters
+        ----------
+        x : torch.Tensor
+            Point, shape ``(*batch, size)``.
+
+        Returns
+        -------
+        tuple of torch.Tensor
+            The factors of :meth:`unpack_tensor`; on a lifted manifold with every rank doubled and
+            the new directions zero, so that the tensor is the same.
+        """
+        return tangent_lift(self.tree, self.unpack_tensor, x) if self.is_lifted else self.unpack_tensor(x)
+
+    def unpack_tensor(self, tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if self.is_lifted and torch.is_grad_enabled() and tensor.requires_grad:
+            raise ValueError(f"gradients on the lifted {self} flow through factors(x), not unpack_tensor(x)")
+        return super().unpack_tensor(tensor)
 
     # Checks ----------------------------------------------------------------------------------
 
@@ -137,7 +186,9 @@ class TreeManifold(LowRankManifold):
         return self.pack_point(*factors)
 
     def to_dense(self, x: torch.Tensor) -> torch.Tensor:
-        return calculus.dense(self.tree, self.unpack_tensor(x), self.shape)
+        wants_grad = torch.is_grad_enabled() and x.requires_grad
+        factors = self.factors(x) if wants_grad else self.unpack_tensor(x)
+        return calculus.dense(self.tree, factors, self.shape)
 
     def radial(self, x: torch.Tensor) -> torch.Tensor:
         factors = self.unpack_tensor(x)
@@ -192,6 +243,8 @@ class TreeManifold(LowRankManifold):
         torch.Tensor
             Tangent vector in isometric coordinates, shape ``(*batch, size)``.
         """
+        if self.is_lifted:
+            return self._from_isometric(x, u, frame)
         upper = (frame or self.frame(x)).upper
         factors, grads = self.unpack_tensor(x), self.unpack_tensor(u)
         blocks = []
@@ -201,6 +254,14 @@ class TreeManifold(LowRankManifold):
                 grad = self._gauge(v, factor, columns.reshape(*columns.shape[:-2], *self.factor_shapes[v]))
             blocks.append(grad)
         return self.pack_point(*blocks)
+
+    def _from_isometric(
+        self, x: torch.Tensor, u: torch.Tensor, frame: Frame | DampedFrame | None
+    ) -> torch.Tensor:
+        """The gradient that a lifted forward pass returned, in the coordinates of ``frame``."""
+        if isinstance(frame, DampedFrame):
+            u = self.pack_point(*damped.coordinates(self.tree, self.unpack_tensor(u), frame, self.frame(x)))
+        return self.proju(x, u)
 
     def tangent_to_dense(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
         return calculus.dense_tangent(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from typing_extensions import Self
-
 from tenfold.manifolds.tree import Node, TensorTree
 from tenfold.manifolds.tree_manifold import TreeManifold
 
@@ -72,12 +70,8 @@ class TuckerManifold(TreeManifold):
             children=tuple(range(1, len(leaves) + 1)),
             modes=tuple(m for m in range(order) if m not in compressed),
         )
-        ranks = (rank,) * len(compressed) if isinstance(rank, int) else tuple(rank)
-        super().__init__(TensorTree([core, *leaves], root=0), shape, ranks)
+        super().__init__(TensorTree([core, *leaves], root=0), shape, rank)
         self.modes = compressed
-
-    def with_rank(self, rank: int | Sequence[int]) -> Self:
-        return type(self)(self.shape, rank, self.modes)
 
     def extra_repr(self) -> str:
         partial = "" if len(self.modes) == len(self.shape) else f", modes={self.modes}"

@@ -112,7 +112,7 @@ class TuckerConv2d(LowRankLayer):
         """The core as a kernel with full window modes, and the factors by mode."""
         manifold = self.manifold
         assert isinstance(manifold, TuckerManifold)
-        core, *matrices = manifold.unpack_tensor(self.weight)
+        core, *matrices = manifold.factors(self.weight)
         factors = dict(zip(manifold.modes, matrices, strict=True))
         axes = [*manifold.modes, *(m for m in range(4) if m not in manifold.modes)]
         core = core.permute([axes.index(m) for m in range(4)])

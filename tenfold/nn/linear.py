@@ -60,7 +60,7 @@ class TuckerLinear(LowRankLayer):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Shape ``(*batch, in_features)`` to ``(*batch, out_features)``."""
-        core, left, right = self.manifold.unpack_tensor(self.weight)
+        core, left, right = self.manifold.factors(self.weight)
         return F.linear(F.linear(F.linear(input, right.mT), core), left, self.bias)
 
     @classmethod

@@ -118,9 +118,6 @@ def _load_ranks(
             if saved.shape != parameter.shape:
                 error_msgs.append(f"{key}{_RANK} is missing, so the rank of {key} is not known")
             continue
-        if local_metadata.get("assign_to_params_buffers", False):
-            error_msgs.append(f"{key} lives on {parameter.manifold}: load it with assign=False")
-            continue
         try:
             manifold = parameter.manifold.with_rank(tuple(ranks.tolist()))
             if saved.shape[-1:] != (manifold.size,):
@@ -132,3 +129,6 @@ def _load_ranks(
             continue
         if manifold != parameter.manifold:
             move_(parameter, manifold, parameter.new_zeros(*parameter.shape[:-1], manifold.size))
+        if local_metadata.get("assign_to_params_buffers", False):
+            # The saved tensor becomes the parameter itself, so it must know its manifold.
+            state_dict[key] = geoopt.ManifoldParameter(saved, manifold, parameter.requires_grad)

@@ -177,9 +177,16 @@ def test_foreign_state_is_refused_with_the_reason():
     layer.load_state_dict(without)
     with pytest.raises(RuntimeError, match="weight_rank is missing"):
         TuckerLinear(7, 5, rank=3).load_state_dict(without)
-    with pytest.raises(RuntimeError, match="assign=False"):
-        layer.load_state_dict(state, assign=True)
     assert layer.rank == (2, 2)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_meta_layer_takes_a_state_by_assignment(name):
+    make, x = LAYERS[name]
+    saved, layer = make(), make(device="meta")
+    layer.load_state_dict(saved.state_dict(), assign=True)
+    assert torch.equal(layer(x), saved(x))
+    assert layer.manifold == saved.manifold
 
 
 @pytest.mark.parametrize("name", LAYERS)
