@@ -1,0 +1,134 @@
+"""The options of the command line. Options that are not given are absent, not filled with defaults."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from tenfold import __version__
+from tenfold.experiments.config import DATA_SETS, METHODS, MODELS, SCHEDULES
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line.
+
+    Returns
+    -------
+    argparse.Namespace
+        With ``command`` (``"train"`` or ``"compare"``) and the options of that command; options of a run
+        (:class:`~tenfold.experiments.config.TrainConfig`) only where they were given.
+
+    Raises
+    ------
+    SystemExit
+        With 0 after ``--help`` and ``--version``, with 2 and one line on stderr after a mistake.
+    """
+    parser = _Parser(
+        prog="tenfold", description="Train neural networks whose weights live on low-rank manifolds."
+    )
+    parser.add_argument("--version", action="version", version=f"tenfold {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_train(commands)
+    _add_compare(commands)
+    return parser.parse_args(arguments)
+
+
+def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
+    parser = commands.add_parser(
+        "train",
+        help="train one network",
+        description="Train one network and write config.json, metrics.jsonl, checkpoint.pt, ranks.png and "
+        "report.md to a folder. Without options: LeNet5 on scikit-learn's digits, on Tucker manifolds.",
+        argument_default=argparse.SUPPRESS,
+    )
+    what = parser.add_argument_group("what to train")
+    what.add_argument("--data", choices=DATA_SETS, help="data set (default: digits, which needs no files)")
+    what.add_argument("--data-dir", metavar="DIR", help="folder of mnist, cifar10 (default: $TENFOLD_DATA)")
+    what.add_argument("--model", choices=MODELS, help="network (default: lenet5)")
+    what.add_argument("--method", choices=METHODS, help="how weights are stored and moved (default: tucker)")
+
+    low_rank = parser.add_argument_group("low rank")
+    low_rank.add_argument(
+        "--tau",
+        type=float,
+        help="relative truncation tolerance in [0, 1); larger is smaller ranks (default: 0.1)",
+    )
+    low_rank.add_argument(
+        "--rank",
+        type=_rank,
+        help="rank at the start: a fraction in (0, 1] of each mode, or a number (default: 0.5)",
+    )
+    low_rank.add_argument(
+        "--adapt-every",
+        type=int,
+        metavar="STEPS",
+        help="steps between rank decisions, 0 for never (default: 10)",
+    )
+    low_rank.add_argument(
+        "--factorize-all",
+        action="store_true",
+        help="also factorise the first convolution and the last linear layer",
+    )
+
+    how = parser.add_argument_group("how to train (defaults depend on the data set)")
+    how.add_argument("--epochs", type=int, metavar="N")
+    how.add_argument("--batch-size", type=int, metavar="N")
+    how.add_argument("--lr", type=float, help="learning rate at the top of the schedule")
+    how.add_argument("--momentum", type=float)
+    how.add_argument("--weight-decay", type=float, metavar="W")
+    how.add_argument("--schedule", choices=SCHEDULES, help="of the learning rate (default: one-cycle)")
+    how.add_argument("--seed", type=int, metavar="N", help="decides everything random (default: 0)")
+    how.add_argument("--device", help="auto, cpu, cuda, cuda:1, … (default: auto)")
+    how.add_argument("--amp", action="store_true", help="forward pass in bfloat16 autocast")
+
+    where = parser.add_argument_group("where to, and what else")
+    where.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        default=None,
+        help="folder of the run (default: runs/DATA-MODEL-METHOD)",
+    )
+    where.add_argument(
+        "--resume",
+        action="store_true",
+        default=False,
+        help="go on after the last finished epoch in DIR, with its options",
+    )
+    where.add_argument(
+        "--beside-dense",
+        action="store_true",
+        default=False,
+        help="then train the dense network the same way into DIR/dense, and compare",
+    )
+
+
+def _add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
+    parser = commands.add_parser(
+        "compare",
+        help="put finished runs side by side",
+        description="Print a table of finished runs on one data set, and write it to comparison.md beside "
+        "comparison.png, the plot of accuracy over compression.",
+    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folder of a run")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write to (default: the first DIR)")
+
+
+def _rank(text: str) -> float | int:
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be a fraction in (0, 1] or a whole number, not {text!r}"
+        ) from None

@@ -1,0 +1,36 @@
+"""Where the command line starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tenfold.cli.arguments import parse
+from tenfold.cli.errors import exit_code_of
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        What follows the command's name; ``sys.argv[1:]`` where it is None.
+
+    Returns
+    -------
+    int
+        0 if all went well, 2 after a mistake of the user (one line on stderr says which), 130 after Ctrl-C.
+    """
+    options = parse(arguments)
+
+    def command() -> int:
+        # Imported late: --help and --version should not wait for torch.
+        if options.command == "train":
+            from tenfold.cli.train import train_command
+
+            return train_command(options)
+        from tenfold.cli.compare import compare_command
+
+        return compare_command(options)
+
+    return exit_code_of(command)

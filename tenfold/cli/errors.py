@@ -1,0 +1,52 @@
+"""Errors as one line on stderr and an exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+USER_ERROR = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+_EXTRAS = ("sklearn", "matplotlib", "rich")
+
+
+def exit_code_of(action: Callable[[], int]) -> int:
+    """Run `action`; turn what a user can mend into one line on stderr and the exit code 2, Ctrl-C into 130.
+
+    With the environment variable ``TENFOLD_DEBUG`` set, errors keep their traceback.
+    """
+    try:
+        return action()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRAS or os.environ.get("TENFOLD_DEBUG"):
+            raise
+        complain(f"{error.name} is not installed: pip install 'tenfold[train]'")
+    except (ValueError, OSError) as error:
+        if os.environ.get("TENFOLD_DEBUG"):
+            raise
+        complain(str(error))
+    return USER_ERROR
+
+
+def complain(message: str) -> None:
+    """Print `message` to stderr as one line."""
+    print("tenfold:", " ".join(message.split()), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def deaf_to_interrupts() -> Iterator[None]:
+    """Ignore Ctrl-C inside the block, so that a second one does not spoil the answer to the first."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals arrive in the main thread, and only there can their handlers be set
+        return
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, former)

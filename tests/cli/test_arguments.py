@@ -1,0 +1,67 @@
+import pytest
+
+from tenfold.cli.arguments import parse
+from tenfold.experiments.config import TrainConfig
+
+
+def test_options_that_are_not_given_are_absent():
+    options = vars(parse(["train"]))
+    assert options == {"command": "train", "out": None, "resume": False, "beside_dense": False}
+
+
+def test_every_field_of_a_run_has_its_option():
+    line = (
+        "train --data cifar10 --data-dir d --model vgg16 --method tucker --tau 0.2 "
+        "--rank 0.25 --adapt-every 5 --factorize-all --epochs 3 --batch-size 8 --lr 0.1 "
+        "--momentum 0.5 --weight-decay 1e-4 --schedule cosine --seed 7 --device cpu --amp"
+    )
+    options = vars(parse(line.split()))
+    given = {name: options[name] for name in TrainConfig().to_dict()}  # KeyError if one were missing
+    assert TrainConfig(**given) == TrainConfig(
+        data="cifar10",
+        data_dir="d",
+        model="vgg16",
+        method="tucker",
+        tau=0.2,
+        rank=0.25,
+        adapt_every=5,
+        factorize_all=True,
+        epochs=3,
+        batch_size=8,
+        lr=0.1,
+        momentum=0.5,
+        weight_decay=1e-4,
+        schedule="cosine",
+        seed=7,
+        device="cpu",
+        amp=True,
+    )
+
+
+@pytest.mark.parametrize(("text", "rank"), [("0.5", 0.5), ("1.0", 1.0), ("16", 16), ("1", 1)])
+def test_a_rank_is_a_fraction_or_a_number(text, rank):
+    got = parse(["train", "--rank", text]).rank
+    assert got == rank
+    assert type(got) is type(rank)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("", "the following arguments are required: COMMAND"),
+        ("fit", "invalid choice: 'fit'"),
+        ("train --data imagenet", "argument --data: invalid choice: 'imagenet'"),
+        ("train --rank half", "argument --rank: must be a fraction in (0, 1] or a whole number, not 'half'"),
+        ("train --epochs few", "argument --epochs: invalid int value: 'few'"),
+        ("train --taw 0.1", "unrecognized arguments: --taw"),
+        ("compare", "the following arguments are required: DIR"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(capsys, line, message):
+    with pytest.raises(SystemExit) as caught:
+        parse(line.split())
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert error.startswith("tenfold")
