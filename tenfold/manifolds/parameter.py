@@ -13,7 +13,18 @@ __all__ = ["is_low_rank", "move_"]
 
 
 def is_low_rank(parameter: object) -> TypeGuard[geoopt.ManifoldParameter]:
-    """Whether a parameter lives on a :class:`LowRankManifold`."""
+    """Whether a parameter lives on a :class:`LowRankManifold`.
+
+    Parameters
+    ----------
+    parameter : object
+        Anything.
+
+    Returns
+    -------
+    bool
+        True for a ``geoopt.ManifoldParameter`` whose manifold is a low-rank one.
+    """
     return isinstance(parameter, geoopt.ManifoldParameter) and isinstance(parameter.manifold, LowRankManifold)
 
 
