@@ -1,7 +1,8 @@
 r"""A step on a tensor tree made of matrix products and small Cholesky factors only.
 
-The exact frame (:class:`~tenfold.manifolds.tree_calculus.Frame`) costs a QR of every unfolding, and the exact gradient
-divides by its triangular factor. Here ``S_v`` is replaced by the Cholesky factor of the damped Gram matrix
+The exact frame (:class:`~tenfold.manifolds.tree_calculus.Frame`) costs a QR of every unfolding, and the
+exact gradient divides by its triangular factor. Here ``S_v`` is replaced by the Cholesky factor of the
+damped Gram matrix
 
 .. math:: L_v L_v^T = S_v S_v^T + \delta \mu_v I, \qquad \mu_v = \operatorname{mean diag} S_v S_v^T
 

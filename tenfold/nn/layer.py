@@ -166,9 +166,9 @@ class LowRankLayer(nn.Module, abc.ABC):
         """Draw weight and bias anew, at the current rank, with the variance of the dense layer.
 
         torch initialises a dense layer with weights of variance ``1 / (3 fan_in)`` and a uniform bias in
-        ``+-1 / sqrt(fan_in)``. Here the directions are those of :meth:`~tenfold.manifolds.LowRankManifold.random` and the
-        tensor is scaled to the Frobenius norm that the dense weight has, so the activations have
-        the same variance at any rank.
+        ``+-1 / sqrt(fan_in)``. Here the directions are those of
+        :meth:`~tenfold.manifolds.LowRankManifold.random` and the tensor is scaled to the Frobenius norm that
+        the dense weight has, so the activations have the same variance at any rank.
         """
         fan_in = self.dense_numel // self.manifold.shape[0]
         x = self.manifold.random(*self.weight.shape, device=self.weight.device, dtype=self.weight.dtype)
