@@ -188,7 +188,7 @@ class LowRankManifold(geoopt.Manifold, metaclass=abc.ABCMeta):
     @abc.abstractmethod
     def random(
         self,
-        *size: int,
+        *size: int | tuple[int, ...],
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         generator: torch.Generator | None = None,
@@ -198,7 +198,7 @@ class LowRankManifold(geoopt.Manifold, metaclass=abc.ABCMeta):
 
         Parameters
         ----------
-        *size : int
+        *size : int or tuple of int
             Shape of the result, ``(*batch, self.size)``; nothing means one point.
         dtype, device
             As for :func:`torch.randn`.

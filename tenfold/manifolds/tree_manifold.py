@@ -6,6 +6,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+import geoopt
 import torch
 from typing_extensions import Self
 
@@ -168,7 +169,7 @@ class TreeManifold(LowRankManifold):
 
     def random(
         self,
-        *size: int,
+        *size: int | tuple[int, ...],
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         generator: torch.Generator | None = None,
@@ -176,10 +177,11 @@ class TreeManifold(LowRankManifold):
     ) -> torch.Tensor:
         if kwargs:
             raise TypeError(f"random of {self} does not know the arguments {sorted(kwargs)}")
-        self._assert_check_shape(size or (self.size,), "the size")
+        wanted = geoopt.utils.size2shape(*size) if size else (self.size,)
+        self._assert_check_shape(wanted, "the size")
         factors = []
         for v, shape in enumerate(self.factor_shapes):
-            normal = torch.randn(*size[:-1], *shape, dtype=dtype, device=device, generator=generator)
+            normal = torch.randn(*wanted[:-1], *shape, dtype=dtype, device=device, generator=generator)
             if v != self.tree.root:
                 normal = qr(calculus.matrix(self.tree, v, normal))[0].reshape(normal.shape)
             factors.append(normal)

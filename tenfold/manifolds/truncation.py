@@ -71,6 +71,8 @@ def ranks_by_tolerance(
     for low, high in zip(lowest, highest, strict=True):
         if high is not None and low is not None and low > high:
             raise ValueError(f"min_rank {low} exceeds max_rank {high}")
+    if not singular_values:
+        return ()
     counts = torch.stack([_count(values, tol) for values in singular_values]).tolist()
     ranks = []
     for count, values, low, high in zip(counts, singular_values, lowest, highest, strict=True):
