@@ -1,0 +1,62 @@
+"""How Sphinx builds these pages."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+import tenfold
+
+project = "tenfold"
+author = "The tenfold developers"
+copyright = author
+version = release = tenfold.__version__
+
+extensions = [
+    "myst_parser",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.viewcode",
+]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = f"tenfold {release}"
+
+myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+autodoc_default_options = {"members": True, "member-order": "bysource", "show-inheritance": True}
+autodoc_typehints = "signature"
+numpydoc_show_class_members = False
+
+nitpicky = True
+# Names of other projects: their inventories are on the network, and the build does not use it.
+nitpick_ignore_regex = [
+    ("py:.*", r"(torch|geoopt|collections|typing|typing_extensions|pathlib|fnmatch|numpy|abc|enum|os)\b.*"),
+    ("py:class", r"RankBound|list\[tuple\[int"),  # aliases and generics that autodoc takes for names
+]
+
+
+class CommandHelp(SphinxDirective):
+    """``{command-help} train`` shows what ``tenfold train --help`` prints."""
+
+    required_arguments = 0
+    optional_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        command = [sys.executable, "-m", "tenfold", *self.arguments, "--help"]
+        environment = {**os.environ, "COLUMNS": "88", "NO_COLOR": "1", "PYTHON_COLORS": "0"}
+        text = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+        return [nodes.literal_block(text, text, language="none")]
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.add_directive("command-help", CommandHelp)
+    return {"parallel_read_safe": True}
