@@ -276,6 +276,23 @@ class LowRankManifold(geoopt.Manifold, metaclass=abc.ABCMeta):
         """
         return None
 
+    def gradient_conditioning(self, frame: Any) -> torch.Tensor | None:
+        """Bound on what :meth:`egrad2rgrad` divides by: an estimate of the reciprocal condition number.
+
+        The relative error of the gradient is about the unit roundoff divided by it.
+
+        Parameters
+        ----------
+        frame
+            What :meth:`frame` or :meth:`damped_frame` returned.
+
+        Returns
+        -------
+        torch.Tensor or None
+            A zero-dimensional tensor, on the device of the point; None where nothing is divided by.
+        """
+        return None
+
     def damped_frame(self, x: torch.Tensor, damping: float) -> Any:
         """A cheaper frame, made of matrix products, in a damped metric.
 
@@ -385,6 +402,22 @@ class LowRankManifold(geoopt.Manifold, metaclass=abc.ABCMeta):
         -------
         torch.Tensor
             Tangent vector at ``y``, shape ``(*batch, target.size)``.
+        """
+
+    @abc.abstractmethod
+    def transp_squares(
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        s: torch.Tensor,
+        *,
+        target: LowRankManifold | None = None,
+    ) -> torch.Tensor:
+        """Squares of coordinates (second moments), seen in the bases at ``y``.
+
+        If the coordinates of a random tangent vector at ``x`` are uncorrelated with second moments ``s``,
+        those of the same vector in the bases at ``y`` have these second moments; directions that are new at
+        ``y`` take the mean of their factor. Arguments as for :meth:`transp`.
         """
 
     def retr_transp(

@@ -42,6 +42,7 @@ __all__ = [
     "right",
     "some",
     "transport",
+    "transport_squares",
     "unmatrix",
 ]
 
@@ -279,6 +280,41 @@ def transport(
             new = unfold(target_frame.env[w], axis, order).mT
             value[w] = unfold(surroundings, axis, order) @ new
             slope[w] = unfold(change, axis, order) @ new
+    return out
+
+
+def transport_squares(
+    tree: TensorTree,
+    nodes: Nodes,
+    squares: Nodes,
+    frame: Frame,
+    target: Nodes,
+    target_frame: Frame,
+) -> list[torch.Tensor]:
+    r"""Second moments of uncorrelated coordinates after a change of bases.
+
+    If ``a' = R a`` and the entries of ``a`` are uncorrelated with second moments ``s``, those of ``a'`` are
+    ``(R * R) s``, entrywise. Here ``R`` is the product of the overlaps of old and new bases along every axis.
+    What a new direction does not inherit it takes from the mean of its block.
+    """
+    overlap: dict[int, torch.Tensor] = {}
+    squared: dict[int, torch.Tensor] = {}
+    for v in tree.bottomup:
+        if v != tree.root:
+            old = some(lift(tree, v, nodes[v], overlap))
+            overlap[v] = matrix(tree, v, target[v]).mT @ matrix(tree, v, old)
+            squared[v] = overlap[v].square()
+    out = list(target)
+    outside: dict[int, torch.Tensor] = {}
+    for v in tree.topdown:
+        order = order_of(tree, v)
+        for axis, w in enumerate(tree.nodes[v].children):
+            seen = some(lift(tree, v, frame.env[w], overlap, skip=w))
+            seen = seen if v == tree.root else right(tree, v, seen, outside[v])
+            outside[w] = unfold(seen, axis, order) @ unfold(target_frame.env[w], axis, order).mT
+        mean = squares[v].mean(dim=tuple(range(-order, 0)), keepdim=True)
+        spread = some(lift(tree, v, squares[v] - mean, squared))
+        out[v] = mean + (spread if v == tree.root else right(tree, v, spread, outside[v].square()))
     return out
 
 

@@ -203,6 +203,16 @@ class TreeManifold(LowRankManifold):
     def frame(self, x: torch.Tensor) -> Frame:
         return calculus.frame_of(self.tree, self.unpack_tensor(x.detach()))
 
+    def gradient_conditioning(self, frame: Frame | DampedFrame) -> torch.Tensor | None:
+        if self.is_lifted or isinstance(frame, DampedFrame) or not frame.upper:
+            return None
+        # The diagonal of a triangular factor bounds its smallest singular value from above.
+        ratios = []
+        for r in frame.upper.values():
+            largest = r.abs().amax((-2, -1)).clamp(min=torch.finfo(r.dtype).tiny)
+            ratios.append(r.diagonal(dim1=-2, dim2=-1).abs().amin(-1) / largest)
+        return torch.stack([ratio.amin() for ratio in ratios]).amin()
+
     def damped_frame(self, x: torch.Tensor, damping: float) -> DampedFrame:
         return damped.frame_of(self.tree, self.unpack_tensor(x.detach()), damping)
 
@@ -307,9 +317,7 @@ class TreeManifold(LowRankManifold):
         target: LowRankManifold | None = None,
         frame: Frame | None = None,
     ) -> torch.Tensor:
-        goal = self if target is None else target
-        if not isinstance(goal, TreeManifold) or (goal.tree, goal.shape) != (self.tree, self.shape):
-            raise ValueError(f"cannot transport from {self} to {goal}: the format or the shape differs")
+        goal = self._goal(target)
         blocks = calculus.transport(
             self.tree,
             self.unpack_tensor(x),
@@ -319,6 +327,31 @@ class TreeManifold(LowRankManifold):
             goal.frame(y),
         )
         return goal.pack_point(*blocks)
+
+    def transp_squares(
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        s: torch.Tensor,
+        *,
+        target: LowRankManifold | None = None,
+    ) -> torch.Tensor:
+        goal = self._goal(target)
+        blocks = calculus.transport_squares(
+            self.tree,
+            self.unpack_tensor(x),
+            self.unpack_tensor(s),
+            self.frame(x),
+            goal.unpack_tensor(y),
+            goal.frame(y),
+        )
+        return goal.pack_point(*blocks)
+
+    def _goal(self, target: LowRankManifold | None) -> TreeManifold:
+        goal = self if target is None else target
+        if not isinstance(goal, TreeManifold) or (goal.tree, goal.shape) != (self.tree, self.shape):
+            raise ValueError(f"cannot transport from {self} to {goal}: the format or the shape differs")
+        return goal
 
     def retr_transp(
         self,

@@ -1,32 +1,27 @@
-"""What every optimizer on manifolds shares: grouping, retraction, rank changes, all or nothing."""
+"""What every optimizer on manifolds shares: retraction, transport, rank changes, all or nothing."""
 
 from __future__ import annotations
 
 import abc
+import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import geoopt
 import torch
 
-from tenfold.manifolds import LowRankManifold, is_low_rank, move_
+from tenfold.manifolds import LowRankManifold
 from tenfold.optim.rank_adaptation import RankAdaptation
+from tenfold.optim.update import Batch, State, Update, batches
 
-__all__ = ["RiemannianOptimizer"]
+__all__ = ["IllConditionedWarning", "RiemannianOptimizer"]
 
-Tensors: TypeAlias = dict[str, torch.Tensor]
 Group: TypeAlias = dict[str, Any]
 
 
-@dataclass
-class _Update:
-    """What one parameter becomes if the whole step succeeds."""
-
-    parameter: geoopt.ManifoldParameter
-    point: torch.Tensor
-    state: Tensors = field(default_factory=dict)
-    manifold: LowRankManifold | None = None
+class IllConditionedWarning(UserWarning):
+    """Gradients of a low-rank parameter lose digits because its core is ill-conditioned."""
 
 
 class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
@@ -80,11 +75,16 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
 
     #: Names of the state tensors that are tangent vectors; they are transported.
     tangent_state: tuple[str, ...] = ()
+    #: Names of the state tensors that hold squares of coordinates; they follow the bases.
+    square_state: tuple[str, ...] = ()
+    #: Whether weight decay is part of the direction (AdamW) rather than of the gradient.
+    decoupled_decay = False
+    _warned = False
 
     @abc.abstractmethod
     def _direction(
-        self, group: Group, manifold: geoopt.Manifold, x: torch.Tensor, rgrad: torch.Tensor, state: Tensors
-    ) -> tuple[torch.Tensor, Tensors]:
+        self, group: Group, manifold: geoopt.Manifold, x: torch.Tensor, rgrad: torch.Tensor, state: State
+    ) -> tuple[torch.Tensor, State]:
         """Direction to move against, and the new state; nothing is changed in place."""
 
     @abc.abstractmethod
@@ -109,6 +109,13 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
 
     def _check_group(self, group: Group) -> None:
         """Raise ValueError if a hyperparameter is out of range."""
+
+    @staticmethod
+    def _check_lr(lr: float | torch.Tensor) -> None:
+        if isinstance(lr, torch.Tensor) and lr.numel() != 1:
+            raise ValueError(f"a tensor lr must hold one number, got the shape {tuple(lr.shape)}")
+        if lr < 0:
+            raise ValueError(f"lr must not be negative, got {lr}")
 
     # The step --------------------------------------------------------------------------------
 
@@ -138,99 +145,87 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
             with torch.enable_grad():
                 loss = closure()
         plain: list[tuple[Group, list[torch.Tensor]]] = []
-        updates: list[_Update] = []
+        updates: list[Update] = []
+        conditioning: list[torch.Tensor] = []
         for group in self.param_groups:
             live = [p for p in group["params"] if p.grad is not None]
             if any(p.grad.is_sparse for p in live):
                 raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
-            flat = [p for p in live if not isinstance(p, geoopt.ManifoldParameter)]
-            plain.append((group, flat))
-            policy = group["rank_adaptation"]
-            adapt = policy is not None and policy.due(group["step"] + 1)
+            plain.append((group, [p for p in live if not isinstance(p, geoopt.ManifoldParameter)]))
             curved = [p for p in live if isinstance(p, geoopt.ManifoldParameter)]
-            if adapt and group["check_finite"]:
-                self._require_finite([p.grad for p in curved], [])
-            for members in self._batches(group, curved):
-                updates += self._updates(group, members, policy if adapt else None)
+            policy = group["rank_adaptation"]
+            policy = policy if policy is not None and policy.due(group["step"] + 1) else None
+            if policy is not None and group["check_finite"]:
+                self._require_finite([p.grad for p in curved], [], [])
+            for batch in batches(curved, self.state, together=group["foreach"] is not False):
+                updates += self._move(group, batch, policy, conditioning)
         if any(group["check_finite"] for group in self.param_groups):
             grads = [p.grad for _, parameters in plain for p in parameters if p.grad is not None]
-            self._require_finite(grads, updates)
+            self._require_finite(grads, updates, conditioning)
         for group, parameters in plain:
             if parameters:
                 self._plain_step(group, parameters)
             group["step"] += 1
         for update in updates:
-            self._commit(update)
+            update.commit(self.state[update.parameter])
         self._stabilize()
         return loss
 
-    def _batches(
-        self, group: Group, parameters: list[geoopt.ManifoldParameter]
-    ) -> Iterator[list[geoopt.ManifoldParameter]]:
-        """Parameters that move together: those on equal low-rank manifolds."""
-        batches: dict[Any, list[geoopt.ManifoldParameter]] = {}
-        for number, p in enumerate(parameters):
-            alone = group["foreach"] is False or not is_low_rank(p) or p.ndim > 1
-            has_state = tuple(sorted(self.state[p])) if p in self.state else ()
-            key = number if alone else (p.manifold, p.dtype, p.device, has_state)
-            batches.setdefault(key, []).append(p)
-        yield from batches.values()
-
-    def _updates(
-        self, group: Group, members: list[geoopt.ManifoldParameter], policy: RankAdaptation | None
-    ) -> Iterable[_Update]:
-        manifold = members[0].manifold
-        x = _stack([p.detach() for p in members])
-        grad = _stack([p.grad for p in members])
-        state = {
-            name: _stack([self.state[p][name] for p in members]) for name in self.state.get(members[0], ())
-        }
-        self._check_state(members, state)
-        if group.get("maximize"):
-            grad = -grad
-        low_rank = isinstance(manifold, LowRankManifold)
-        decay = group.get("weight_decay", 0)
-        if low_rank:
-            damping = group["damping"]
-            frame = manifold.frame(x) if damping is None else manifold.damped_frame(x, damping)
-            options = {"frame": frame}
-            rgrad = manifold.egrad2rgrad(x, grad, **options)
-            if decay:
-                # The decay of the tensor; the point itself is a tangent vector.
-                rgrad = rgrad + decay * manifold.radial(x)
-        else:
-            options = {}
+    def _move(
+        self,
+        group: Group,
+        batch: Batch,
+        policy: RankAdaptation | None,
+        conditioning: list[torch.Tensor],
+    ) -> Iterable[Update]:
+        """The updates of a batch."""
+        self._check_state(batch)
+        manifold, x = batch.manifold, batch.x
+        grad = -batch.grad if group.get("maximize") else batch.grad
+        decay = 0 if self.decoupled_decay else group.get("weight_decay", 0)
+        if not isinstance(manifold, LowRankManifold):
             rgrad = manifold.egrad2rgrad(x, grad.add(x, alpha=decay) if decay else grad)
-        direction, state = self._direction(group, manifold, x, rgrad, state)
+            direction, state = self._direction(group, manifold, x, rgrad, batch.state)
+            y, state = self._carry(manifold, x, -group["lr"] * direction, state, {})
+            return [Update(p, y_p, s_p) for p, y_p, s_p in batch.split(y, state)]
+        damping = group["damping"]
+        frame = manifold.frame(x) if damping is None else manifold.damped_frame(x, damping)
+        estimate = manifold.gradient_conditioning(frame)
+        if estimate is not None:
+            conditioning.append(estimate)
+        rgrad = manifold.egrad2rgrad(x, grad, frame=frame)
+        if decay:
+            # The decay of the tensor; the point itself is a tangent vector.
+            rgrad = rgrad + decay * manifold.radial(x)
+        direction, state = self._direction(group, manifold, x, rgrad, batch.state)
         step = -group["lr"] * direction
-        if low_rank and policy is not None:
-            if group["damping"] is not None:
-                step = manifold.undamped(x, step, options["frame"])
-                for name in self.tangent_state:
-                    if name in state:
-                        state[name] = manifold.undamped(x, state[name], options["frame"])
-            for p, x_p, step_p, state_p in zip(*_split(members, x, step, state), strict=True):
-                yield self._adapted(p, policy, x_p, step_p, state_p)
-            return
-        y, state = self._retract(manifold, x, step, state, options)
-        for p, y_p, _, state_p in zip(*_split(members, y, step, state), strict=True):
-            yield _Update(p, y_p, state_p)
+        if policy is None:
+            y, state = self._carry(manifold, x, step, state, {"frame": frame})
+            return [Update(p, y_p, s_p) for p, y_p, s_p in batch.split(y, state)]
+        if damping is not None:
+            step = manifold.undamped(x, step, frame)
+            for name in self._held(self.tangent_state, state):
+                state[name] = manifold.undamped(x, state[name], frame)
+        if group["check_finite"] and not torch.isfinite(step).all():
+            raise ValueError(f"the step of {self._name(batch.members[0])} overflows; nothing was changed")
+        steps = (step_p for _, step_p, _ in batch.split(step, {}))
+        members = zip(batch.split(x, state), steps, strict=True)
+        return [self._adapted(p, policy, x_p, step_p, s_p) for (p, x_p, s_p), step_p in members]
 
-    def _retract(
+    def _carry(
         self,
         manifold: geoopt.Manifold,
         x: torch.Tensor,
         step: torch.Tensor,
-        state: Tensors,
-        options: dict[str, Any],
-    ) -> tuple[torch.Tensor, Tensors]:
+        state: State,
+        frame: dict[str, Any],
+    ) -> tuple[torch.Tensor, State]:
         """Move, and carry the tangent vectors of the state along."""
-        names = [name for name in self.tangent_state if name in state]
-        if not names:
-            return manifold.retr(x, step, **options), state
-        y = x
-        for name in names:
-            y, state[name] = manifold.retr_transp(x, step, state[name], **options)
+        held = self._held(self.tangent_state, state)
+        if not held:
+            return manifold.retr(x, step, **frame), state
+        for name in held:
+            y, state[name] = manifold.retr_transp(x, step, state[name], **frame)
         return y, state
 
     def _adapted(
@@ -239,53 +234,70 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
         policy: RankAdaptation,
         x: torch.Tensor,
         step: torch.Tensor,
-        state: Tensors,
-    ) -> _Update:
+        state: State,
+    ) -> Update:
         """The rank-adaptive step of one parameter."""
-        if not torch.isfinite(step).all():
-            raise ValueError(f"the step of {self._name(parameter)} overflows; nothing was changed")
         old = parameter.manifold
         new, y = policy.truncate(old, old.truncation(x, step))
-        for name in self.tangent_state:
-            if name in state:
-                state[name] = old.transp(x, y, state[name], target=new)
-        return _Update(parameter, y, state, new)
+        for name in self._held(self.tangent_state, state):
+            state[name] = old.transp(x, y, state[name], target=new)
+        for name in self._held(self.square_state, state):
+            state[name] = old.transp_squares(x, y, state[name], target=new)
+        return Update(parameter, y, state, new)
 
-    def _commit(self, update: _Update) -> None:
-        if update.manifold is None or update.manifold == update.parameter.manifold:
-            update.parameter.copy_(update.point)
-        else:
-            move_(update.parameter, update.manifold, update.point)
-        for name, value in update.state.items():
-            # A batch is split into copies so that no parameter keeps the others' memory alive.
-            self.state[update.parameter][name] = value.clone()
+    @staticmethod
+    def _held(names: tuple[str, ...], state: State) -> list[str]:
+        return [name for name in names if name in state]
 
     def _stabilize(self) -> None:
         for group in self.param_groups:
             if not group["stabilize"] or group["step"] % group["stabilize"]:
                 continue
             for p in group["params"]:
-                if isinstance(p, geoopt.ManifoldParameter) and p in self.state:
+                if isinstance(p, geoopt.ManifoldParameter):
                     p.copy_(p.manifold.projx(p))
-                    for name in self.tangent_state:
-                        if name in self.state[p]:
-                            self.state[p][name] = p.manifold.proju(p, self.state[p][name])
+                    state = self.state[p]
+                    for name in self._held(self.tangent_state, state):
+                        state[name] = p.manifold.proju(p, state[name])
 
     # Refusals --------------------------------------------------------------------------------
 
-    def _require_finite(self, grads: list[torch.Tensor], updates: list[_Update]) -> None:
-        """Raise unless everything is finite; one synchronisation."""
-        tensors = [*grads, *(u.point for u in updates), *(t for u in updates for t in u.state.values())]
-        if not tensors or torch.isfinite(torch.nn.utils.get_total_norm(tensors, float("inf"))):
+    def _require_finite(
+        self, grads: list[torch.Tensor], updates: list[Update], conditioning: list[torch.Tensor]
+    ) -> None:
+        """Raise unless everything is finite, and warn of lost digits; one synchronisation."""
+        tensors = [*grads, *(tensor for update in updates for tensor in update.tensors)]
+        if not tensors:
             return
+        largest = torch.nn.utils.get_total_norm(tensors, float("inf"))
+        watched = [] if self._warned else [item.to(largest) for item in conditioning]
+        bound, *reciprocals = torch.stack([largest, *watched]).tolist()
+        if not math.isfinite(bound):
+            self._refuse(updates)
+        self._warn(min(reciprocals, default=1.0), [item.dtype for item in conditioning])
+
+    def _refuse(self, updates: list[Update]) -> NoReturn:
         for name, parameter in self._named():
             if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
                 raise ValueError(f"the gradient of {name} holds NaN or infinity; nothing was changed")
         for update in updates:
-            if not torch.isfinite(update.point).all():
+            if not all(torch.isfinite(tensor).all() for tensor in update.tensors):
                 name = self._name(update.parameter)
                 raise ValueError(f"the step of {name} overflows; nothing was changed")
-        raise ValueError("the step overflows the optimizer's state; nothing was changed")
+        raise ValueError("the step holds NaN or infinity; nothing was changed")
+
+    def _warn(self, reciprocal: float, dtypes: list[torch.dtype]) -> None:
+        eps = max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0)
+        if eps <= 0.01 * reciprocal:
+            return
+        self._warned = True
+        warnings.warn(
+            f"a core has a condition number above {1 / max(reciprocal, 1e-300):.1g}, so gradients may keep "
+            "fewer than two digits in its smallest directions; truncate (rank_adaptation), damp "
+            "(damping=0.1), or use a lifted() manifold, whose gradients divide by nothing",
+            IllConditionedWarning,
+            stacklevel=5,
+        )
 
     def _named(self) -> Iterator[tuple[str, torch.Tensor]]:
         for g, group in enumerate(self.param_groups):
@@ -298,13 +310,12 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
     def _name(self, parameter: torch.Tensor) -> str:
         return next(name for name, p in self._named() if p is parameter)
 
-    def _check_state(self, members: list[geoopt.ManifoldParameter], state: Tensors) -> None:
-        for name in self.tangent_state:
-            if name in state and state[name].shape[-1:] != members[0].shape[-1:]:
+    def _check_state(self, batch: Batch) -> None:
+        for name in self._held(self.tangent_state, batch.state):
+            if batch.state[name].shape != batch.x.shape:
                 raise ValueError(
-                    f"{name} has {state[name].shape[-1]} coordinates but the parameter lives on "
-                    f"{members[0].manifold} with {members[0].shape[-1]}: load the model's state before "
-                    "the optimizer's"
+                    f"{name} of {self._name(batch.members[0])} has {batch.state[name].shape[-1]} coordinates "
+                    f"instead of {batch.x.shape[-1]}: load the model's state before the optimizer's"
                 )
 
     # State -----------------------------------------------------------------------------------
@@ -353,17 +364,3 @@ def _plain_policy(policy: RankAdaptation | None) -> dict[str, Any] | None:
 
 def _policy(plain: Any) -> RankAdaptation | None:
     return RankAdaptation(**plain) if isinstance(plain, dict) else plain
-
-
-def _stack(tensors: list[torch.Tensor]) -> torch.Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.stack(tensors)
-
-
-def _split(
-    members: list[geoopt.ManifoldParameter], x: torch.Tensor, step: torch.Tensor, state: Tensors
-) -> tuple[list[Any], list[torch.Tensor], list[torch.Tensor], list[Tensors]]:
-    """Undo :func:`_stack` for every member of a batch."""
-    if len(members) == 1:
-        return members, [x], [step], [state]
-    states = [{name: value[k] for name, value in state.items()} for k in range(len(members))]
-    return members, list(x), list(step), states

@@ -8,8 +8,9 @@ import geoopt
 import torch
 from torch.optim.sgd import sgd
 
-from tenfold.optim.base import Group, RiemannianOptimizer, Tensors
+from tenfold.optim.base import Group, RiemannianOptimizer
 from tenfold.optim.rank_adaptation import RankAdaptation
+from tenfold.optim.update import State
 
 __all__ = ["RiemannianSGD"]
 
@@ -114,9 +115,8 @@ class RiemannianSGD(RiemannianOptimizer):
         )
 
     def _check_group(self, group: Group) -> None:
-        if isinstance(group["lr"], torch.Tensor) and group["lr"].numel() != 1:
-            raise ValueError(f"a tensor lr must hold one number, got the shape {tuple(group['lr'].shape)}")
-        for name in ("lr", "momentum", "weight_decay"):
+        self._check_lr(group["lr"])
+        for name in ("momentum", "weight_decay"):
             if group[name] < 0:
                 raise ValueError(f"{name} must not be negative, got {group[name]}")
         if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
@@ -126,8 +126,8 @@ class RiemannianSGD(RiemannianOptimizer):
             )
 
     def _direction(
-        self, group: Group, manifold: geoopt.Manifold, x: torch.Tensor, rgrad: torch.Tensor, state: Tensors
-    ) -> tuple[torch.Tensor, Tensors]:
+        self, group: Group, manifold: geoopt.Manifold, x: torch.Tensor, rgrad: torch.Tensor, state: State
+    ) -> tuple[torch.Tensor, State]:
         mu = group["momentum"]
         if not mu:
             return rgrad, {}

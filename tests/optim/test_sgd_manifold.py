@@ -119,6 +119,7 @@ def test_fixed_rank_loss_falls_monotonically(manifold):
     assert all(b <= a + 1e-10 for a, b in itertools.pairwise(losses))
 
 
+@pytest.mark.filterwarnings("ignore::tenfold.optim.IllConditionedWarning")
 @pytest.mark.parametrize("decay", [1.0, 2.0, 10.0, 100.0])
 @pytest.mark.parametrize("start", [8, 2])
 def test_toy_converges_at_any_conditioning_and_finds_the_true_rank(decay, start):

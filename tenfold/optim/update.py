@@ -1,0 +1,129 @@
+"""Batches of parameters that move together, and what they become if the whole step succeeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import geoopt
+import torch
+
+from tenfold.manifolds import LowRankManifold, is_low_rank, move_
+
+__all__ = ["Batch", "State", "Update", "batches"]
+
+State: TypeAlias = dict[str, Any]
+"""State of a parameter or a batch: tensors, and integers that a batch shares."""
+
+
+@dataclass
+class Update:
+    """What one parameter becomes.
+
+    Attributes
+    ----------
+    parameter : geoopt.ManifoldParameter
+        The parameter.
+    point : torch.Tensor
+        Its new value.
+    state : dict
+        Its new state.
+    manifold : LowRankManifold or None
+        Its new manifold, if ranks were adapted.
+    """
+
+    parameter: geoopt.ManifoldParameter
+    point: torch.Tensor
+    state: State = field(default_factory=dict)
+    manifold: LowRankManifold | None = None
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """Everything that must be finite."""
+        return [self.point, *(value for value in self.state.values() if isinstance(value, torch.Tensor))]
+
+    def commit(self, state: State) -> None:
+        """Carry the update out; ``state`` is the optimizer's entry for the parameter."""
+        if self.manifold is None or self.manifold == self.parameter.manifold:
+            self.parameter.copy_(self.point)
+        else:
+            move_(self.parameter, self.manifold, self.point)
+        for name, value in self.state.items():
+            # Copies, so that no parameter keeps the memory of its whole batch alive.
+            state[name] = value.clone() if isinstance(value, torch.Tensor) else value
+
+
+@dataclass
+class Batch:
+    """Parameters on equal manifolds, stacked.
+
+    Attributes
+    ----------
+    members : list of geoopt.ManifoldParameter
+        The parameters.
+    x, grad : torch.Tensor
+        Their values and autograd gradients, shape ``(members, size)``, or as they are for one member.
+    state : dict
+        Their state, stacked alike.
+    """
+
+    members: list[geoopt.ManifoldParameter]
+    x: torch.Tensor
+    grad: torch.Tensor
+    state: State
+
+    @classmethod
+    def of(cls, members: list[geoopt.ManifoldParameter], states: Sequence[State]) -> Batch:
+        """Stack some parameters and their states."""
+        grads = [p.grad for p in members if p.grad is not None]
+        state = {
+            name: _stack([s[name] for s in states]) if isinstance(value, torch.Tensor) else value
+            for name, value in states[0].items()
+        }
+        return cls(members, _stack([p.detach() for p in members]), _stack(grads), state)
+
+    @property
+    def manifold(self) -> geoopt.Manifold:
+        """The members' common manifold."""
+        return self.members[0].manifold
+
+    def split(
+        self, point: torch.Tensor, state: State
+    ) -> Iterator[tuple[geoopt.ManifoldParameter, torch.Tensor, State]]:
+        """One member after the other, with its part of a stacked tensor and state."""
+        if len(self.members) == 1:
+            yield self.members[0], point, state
+            return
+        for k, p in enumerate(self.members):
+            yield p, point[k], {n: v[k] if isinstance(v, torch.Tensor) else v for n, v in state.items()}
+
+
+def batches(
+    parameters: Sequence[geoopt.ManifoldParameter], states: Any, *, together: bool
+) -> Iterator[Batch]:
+    """Stack parameters on equal low-rank manifolds; leave the others alone.
+
+    Parameters
+    ----------
+    parameters : sequence of geoopt.ManifoldParameter
+        Parameters with gradients.
+    states : mapping
+        The optimizer's state.
+    together : bool
+        False keeps every parameter by itself.
+    """
+    groups: dict[Any, list[geoopt.ManifoldParameter]] = {}
+    for number, p in enumerate(parameters):
+        key: Any = number
+        if together and is_low_rank(p) and p.ndim == 1:
+            # Tensors are stacked; what is not a tensor must be equal.
+            known = sorted((n, None if isinstance(v, torch.Tensor) else v) for n, v in states[p].items())
+            key = (p.manifold, p.dtype, p.device, tuple(known))
+        groups.setdefault(key, []).append(p)
+    for members in groups.values():
+        yield Batch.of(members, [states[p] for p in members])
+
+
+def _stack(tensors: list[torch.Tensor]) -> torch.Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.stack(tensors)
