@@ -95,7 +95,8 @@ def _save_ranks(
 ) -> None:
     for name, parameter in _own(module):
         rank = parameter.manifold.rank
-        state_dict[f"{prefix}{name}{_RANK}"] = torch.tensor([rank] if isinstance(rank, int) else list(rank))
+        ranks = [rank] if isinstance(rank, int) else list(rank)
+        state_dict[f"{prefix}{name}{_RANK}"] = torch.tensor(ranks, device="cpu")
 
 
 def _load_ranks(
