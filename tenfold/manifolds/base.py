@@ -49,10 +49,13 @@ class LowRankManifold(geoopt.Manifold, metaclass=abc.ABCMeta):
         Length of a packed point.
     dense_size : int
         Number of entries of the dense tensor.
+    retraction_order : int
+        2 if :meth:`retr` is promised to agree with the exponential map to second order, else 1.
     """
 
     ndim = 1
     reversible = False
+    retraction_order = 1
 
     shape: tuple[int, ...]
     rank: Any

@@ -42,6 +42,7 @@ class TreeManifold(LowRankManifold):
         shape has these ranks.
     """
 
+    retraction_order = 2
     is_lifted = False
 
     def __init__(self, tree: TensorTree, shape: Sequence[int], rank: int | Sequence[int]):
