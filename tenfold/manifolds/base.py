@@ -53,6 +53,7 @@ class LowRankManifold(geoopt.Manifold, metaclass=abc.ABCMeta):
         2 if :meth:`retr` is promised to agree with the exponential map to second order, else 1.
     """
 
+    name = "low-rank"
     ndim = 1
     reversible = False
     retraction_order = 1
