@@ -1,0 +1,81 @@
+"""Slopes: the order of an approximation, measured without ``exp`` and ``dist``."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Callable
+
+import torch
+
+from tenfold.testing.outcome import Curve, Measured
+from tenfold.testing.tolerances import SLOPE_MARGIN
+
+__all__ = ["has_order", "measure"]
+
+_STEPS = 13
+_DECADES = 3.0
+_FEWEST = 5
+
+
+def measure(
+    label: str, order: int, reach: float, errors_at: Callable[[float], torch.Tensor], floor: float
+) -> Curve:
+    """Measure how errors shrink with the step length.
+
+    Steps run over three decades below a tenth of ``reach``. The slope is fitted, for each member of the
+    batch, to the steps whose errors stand clear of rounding; the smallest slope counts.
+
+    Parameters
+    ----------
+    label : str
+        What the errors are.
+    order : int
+        The slope that theory demands, at least.
+    reach : float
+        Length beyond which nothing is promised: the distance to the next rank, the radius of curvature.
+    errors_at : callable
+        Step length to the errors of the batch, any shape.
+    floor : float
+        Rounding error of ``errors_at``.
+
+    Returns
+    -------
+    Curve
+        With the errors of the batch's worst member.
+    """
+    steps = [0.1 * reach * 10 ** (-_DECADES * k / (_STEPS - 1)) for k in range(_STEPS)]
+    table = torch.stack([errors_at(step).double().flatten() for step in steps])
+    slopes = [_slope(steps, column.tolist(), floor) for column in table.T]
+    worst = min(range(len(slopes)), key=lambda k: -math.inf if math.isnan(slopes[k]) else slopes[k])
+    return Curve(label, tuple(steps), tuple(table[:, worst].tolist()), order, slopes[worst])
+
+
+def _slope(steps: list[float], errors: list[float], floor: float) -> float:
+    """The slope over the smallest steps or over all of them, whichever is larger.
+
+    Two terms of an error can cancel near one step, which pulls the slopes around it down: a dip among
+    the small steps spoils the first estimate, one among the large steps the second. An error of lower
+    order pulls down both.
+    """
+    if not all(math.isfinite(error) for error in errors):
+        return math.nan
+    # At a hundred times the floor an error has two digits, and its logarithm is off by a hundredth.
+    clear = [(math.log(t), math.log(e)) for t, e in zip(steps, errors, strict=True) if e > 100 * floor]
+    if len(clear) < _FEWEST:
+        return math.inf
+    return max(_median_slope(clear[-_FEWEST:]), _median_slope(clear))
+
+
+def _median_slope(points: list[tuple[float, float]]) -> float:
+    """The median of the slopes between any two points (Theil and Sen)."""
+    return statistics.median(
+        (e - other_e) / (t - other_t) for (t, e), (other_t, other_e) in itertools.combinations(points, 2)
+    )
+
+
+def has_order(curve: Curve) -> Measured:
+    """The statement that the slope is at least the order, up to the margin of a measurement."""
+    lack = math.nan if math.isnan(curve.slope) else max(curve.order - curve.slope, 0.0)
+    return Measured(curve.label, lack, SLOPE_MARGIN, curve)

@@ -1,0 +1,206 @@
+"""R: the retraction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from tenfold.manifolds import TreeManifold
+from tenfold.testing.check import check
+from tenfold.testing.curves import has_order, measure
+from tenfold.testing.outcome import Curve, Measured, NotApplicable
+from tenfold.testing.points import Spectrum
+from tenfold.testing.properties.points import length, on_manifold
+from tenfold.testing.sample import Sample, finite, holds
+from tenfold.testing.tolerances import tolerance
+
+__all__ = ["smooth"]
+
+_SMOOTH_CONDITION = 10.0
+
+
+def smooth(s: Sample) -> Sample:
+    """The same example where slopes can be measured: in float64, away from lower ranks."""
+    return s.but(dtype=torch.float64, condition=min(s.condition, _SMOOTH_CONDITION))
+
+
+def _floor(s: Sample, x: torch.Tensor) -> float:
+    return tolerance(torch.float64, s.subject.length) * max(float(length(s.subject.dense(x)).max()), 1.0)
+
+
+def _first_order(s: Sample, *, project: bool) -> Curve:
+    """``R(t u) - x - t u`` over t, or its projection on the tangent space."""
+    s = smooth(s)
+    u = s.tangent()
+    x, move = s.subject.dense(s.x), s.subject.tangent(s.x, u)
+
+    def errors(t: float) -> torch.Tensor:
+        gap = s.subject.dense(s.manifold.retr(s.x, t * u)) - x - t * move
+        return length(s.space.project(gap) if project else gap)
+
+    label = "|P(R(t u) - x - t u)|" if project else "|R(t u) - x - t u|"
+    return measure(label, 3 if project else 2, s.reach, errors, _floor(s, s.x))
+
+
+@check("R1", "the retraction of zero is the point, in coordinates too")
+def zero(s: Sample) -> Iterator[Measured]:
+    y = s.manifold.retr(s.x, torch.zeros_like(s.x))
+    yield s.equal("R(0) as a tensor", s.subject.dense(y), s.subject.dense(s.x))
+    yield s.same_points("R(0) in coordinates", y, s.x)
+
+
+@check("R2", "the retraction lands on the manifold and keeps the rank")
+def lands(s: Sample) -> Iterator[Measured]:
+    for step in (0.3 * s.reach, 1.0):
+        y = s.manifold.retr(s.x, step * s.tangent())
+        yield holds("the shape and the type stay", y.shape == s.x.shape and y.dtype == s.x.dtype)
+        yield finite("R(u) is finite", y)
+        yield on_manifold(s, "R(u) lies on the manifold", y)
+    s = s.but(dtype=torch.float64)
+    space = s.space_at(s.manifold.retr(s.x, 0.3 * s.reach * s.tangent()))
+    yield holds(
+        f"{space.smallest_dim} tangent dimensions at R(u), {s.space.dim} at x",
+        space.smallest_dim == space.dim == s.space.dim,
+    )
+
+
+@check("R3", "the retraction is of first order: |R(t u) - x - t u| has slope 2")
+def first_order(s: Sample) -> Iterator[Measured]:
+    yield has_order(_first_order(s, project=False))
+
+
+@check("R4", "the retraction is of second order where that is claimed: |P(R(t u) - x - t u)| has slope 3")
+def second_order(s: Sample) -> Iterator[Measured]:
+    s.needs_frobenius()
+    curve = _first_order(s, project=True)
+    if s.subject.order != 2:
+        raise NotApplicable(f"no second order is claimed; the slope is {curve.slope:.2f}")
+    yield has_order(curve)
+
+
+@check("R5", "two retractions agree to their order")
+def agreement(s: Sample) -> Iterator[Measured]:
+    s = smooth(s)
+    manifold, u = s.manifold, s.tangent()
+    low_rank = s.subject.low_rank
+    if low_rank is None and type(manifold).retr is type(manifold).expmap:
+        raise NotApplicable("retr and expmap are the same map")
+
+    def errors(t: float) -> torch.Tensor:
+        if low_rank is not None:
+            other = low_rank.truncation(s.x, t * u).to(low_rank.rank)[1]
+        else:
+            other = manifold.expmap(s.x, t * u)
+        return length(s.subject.dense(manifold.retr(s.x, t * u)) - s.subject.dense(other))
+
+    second = s.subject.order == 2 and low_rank is not None
+    label = "|R(t u) - HOSVD(x + t u)|" if low_rank is not None else "|R(t u) - Exp(t u)|"
+    yield has_order(measure(label, 3 if second else 2, s.reach, errors, _floor(s, s.x)))
+
+
+@check("R6", "the truncation of x + u is that of the dense tensor")
+def truncation(s: Sample) -> Iterator[Measured]:
+    subject = s.low_rank("points of this manifold have no rank to truncate")
+    u = 0.3 * s.reach * s.tangent()
+    moved = subject.dense(s.x) + subject.tangent(s.x, u)
+    structured = subject.dense(s.manifold.truncation(s.x, u).to(s.manifold.rank)[1])
+    through_dense = subject.dense(s.manifold.from_dense(subject.tensors(moved)))
+    yield s.equal("truncation(x, u) = from_dense(x + u)", structured, through_dense, against=s.space)
+
+
+@check("R7", "the retraction and the gradient are finite for huge, tiny, singular and ill-conditioned input")
+def extremes(s: Sample) -> Iterator[Measured]:
+    low_rank = s.subject.low_rank
+    if low_rank is None:
+        for step in (0.0, 1e-20, 1e2):
+            y = s.manifold.retr(s.x, step * s.tangent())
+            yield finite(f"R({step:g} u)", y)
+            yield on_manifold(s, f"R({step:g} u) lies on the manifold", y, tight=False)
+        return
+    hard = s.but(condition=1 / torch.finfo(s.dtype).eps, spectrum=Spectrum.DECAY)
+    for kind, sizes in (
+        (s.but(spectrum=Spectrum.EQUAL), (1.0, 1e-20)),
+        (s.but(spectrum=Spectrum.ZERO), (1.0, 1e20, 0.0)),
+        (hard, (1.0, 1e20, 1e-20)),
+    ):
+        for size in sizes:
+            yield from _extreme(kind, size)
+
+
+def _extreme(s: Sample, size: float) -> Iterator[Measured]:
+    x = scaled(s, size)
+    where = f"{s.spectrum} spectrum of size {size:g}"
+    u, v = s.tangent(x), s.tangent(x)
+    gradient = s.manifold.egrad2rgrad(x, size * s.normal(*s.subject.point_shape))
+    yield finite(f"gradient at a {where}", gradient)
+    for step in (1.0, 1e20, 1e-20, 0.0) if size == 1.0 else (size, 1e20):
+        y, moved = s.manifold.retr_transp(x, step * u, v)
+        yield finite(f"retraction and transport by {step:g} at a {where}", y, moved)
+        yield on_manifold(s, f"R({step:g} u) at a {where}", y)
+    smaller, z = s.manifold.truncate(x)
+    yield finite(f"truncation of a {where}", z)
+    yield holds("truncated ranks are at least 1", smaller.size > 0)
+    for tol in (0.0, 0.1):
+        _, z = s.manifold.retr_adaptive(x, size * u, tol=tol)
+        yield finite(f"adaptive retraction, tol={tol:g}, at a {where}", z)
+
+
+def scaled(s: Sample, size: float) -> torch.Tensor:
+    """The points multiplied by a number."""
+    subject = s.low_rank("this manifold is not known to be a cone")
+    if isinstance(s.manifold, TreeManifold):
+        factors = list(s.manifold.unpack_tensor(s.x))
+        factors[s.manifold.tree.root] = size * factors[s.manifold.tree.root]
+        return s.manifold.pack_point(*factors)
+    return s.manifold.from_dense(size * subject.tensors(subject.dense(s.x)))
+
+
+def autograd_gradient(s: Sample) -> torch.Tensor:
+    """What autograd gives for a linear function of the tensor."""
+    direction, x = s.vector(), s.x.detach().clone().requires_grad_()
+    return torch.autograd.grad((direction * s.subject.dense(x)).sum(), x)[0]
+
+
+@check("R8", "a batch is treated member by member")
+def batch_is_loop(s: Sample) -> Iterator[Measured]:
+    s = s if s.batch else s.but(batch=(2,))
+    m, shape = s.manifold, s.subject.point_shape
+    u, rough = s.tangent(), s.normal(*shape)
+    egrad = autograd_gradient(s)
+    together = {
+        "retr": m.retr(s.x, u),
+        "projx": m.projx(s.x),
+        "proju": m.proju(s.x, rough),
+        "egrad2rgrad": m.egrad2rgrad(s.x, egrad),
+        "inner": s.inner(s.x, u, rough),
+        "to_dense": s.subject.dense(s.x),
+        "tangent_to_dense": s.subject.tangent(s.x, u),
+    }
+    points, vectors, roughs, egrads = (part.reshape(-1, *shape) for part in (s.x, u, rough, egrad))
+    condition = 1.0 if s.subject.low_rank is None else s.space.condition
+    for k in range(min(len(points), 3)):
+        x, v, w = points[k], vectors[k], roughs[k]
+        alone = {
+            "retr": m.retr(x, v),
+            "projx": m.projx(x),
+            "proju": m.proju(x, w),
+            "egrad2rgrad": m.egrad2rgrad(x, egrads[k]),
+            "inner": s.inner(x, v, w),
+            "to_dense": s.subject.dense(x),
+            "tangent_to_dense": s.subject.tangent(x, v),
+        }
+        for name, want in alone.items():
+            got = together[name].reshape(-1, *want.shape)[k]
+            scale = max(float(torch.linalg.vector_norm(want)), 1.0)
+            yield s.equal(name, got.reshape(1, -1), want.reshape(1, -1), scale=scale, condition=condition)
+
+
+@check("R9", "the loss of orthogonality does not depend on the conditioning")
+def orthogonality(s: Sample) -> Iterator[Measured]:
+    s.low_rank("points of this manifold have no condition number to prescribe")
+    s = s.but(condition=1e12 if s.dtype == torch.float64 else 1e5, spectrum=Spectrum.DECAY)
+    for step in (1.0, 1e-6):
+        y = s.manifold.retr(s.x, step * s.tangent())
+        yield on_manifold(s, f"R({step:g} u) lies on the manifold", y)
+        yield s.same_points(f"projx leaves R({step:g} u) alone", s.manifold.projx(y), y)
