@@ -18,7 +18,7 @@ class LowRankManifold(geoopt.Manifold, metaclass=abc.ABCMeta):
     r"""Tensors of fixed rank in some format, as a Riemannian submanifold of the dense tensors.
 
     **Points** are packed vectors: the factors of the format, flattened and concatenated in the
-    order of :attr:`factor_shapes`; leading dimensions are batch. :meth:`unpack_tensor` gives views
+    order of ``factor_shapes``; leading dimensions are batch. :meth:`unpack_tensor` gives views
     of the factors, :meth:`pack_point` is its inverse.
 
     **Tangent vectors** are packed vectors of the same layout in *isometric coordinates*: the
@@ -120,12 +120,12 @@ class LowRankManifold(geoopt.Manifold, metaclass=abc.ABCMeta):
         Returns
         -------
         tuple of torch.Tensor
-            Shapes ``(*batch, *factor_shape)``, one per entry of :attr:`factor_shapes`.
+            Shapes ``(*batch, *factor_shape)``, one per entry of ``factor_shapes``.
 
         Raises
         ------
         ValueError
-            If the last dimension is not :attr:`size`.
+            If the last dimension is not ``size``.
         """
         self._assert_check_shape(tensor.shape, "tensor")
         batch = tensor.shape[:-1]
@@ -140,7 +140,7 @@ class LowRankManifold(geoopt.Manifold, metaclass=abc.ABCMeta):
         Parameters
         ----------
         *tensors : torch.Tensor
-            One per entry of :attr:`factor_shapes`, shapes ``(*batch, *factor_shape)``.
+            One per entry of ``factor_shapes``, shapes ``(*batch, *factor_shape)``.
 
         Returns
         -------
@@ -212,7 +212,7 @@ class LowRankManifold(geoopt.Manifold, metaclass=abc.ABCMeta):
         Raises
         ------
         ValueError
-            If the last number is not :attr:`size`.
+            If the last number is not ``size``.
         """
 
     def origin(
