@@ -22,8 +22,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     Returns
     -------
     argparse.Namespace
-        With ``command`` (``"train"`` or ``"compare"``) and the options of that command; options of a run
-        (:class:`~tenfold.experiments.config.TrainConfig`) only where they were given.
+        With ``command`` (``"train"``, ``"compare"`` or ``"check"``) and the options of that command; options
+        of a run (:class:`~tenfold.experiments.config.TrainConfig`) only where they were given.
 
     Raises
     ------
@@ -37,6 +37,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_train(commands)
     _add_compare(commands)
+    _add_check(commands)
     return parser.parse_args(arguments)
 
 
@@ -119,6 +120,36 @@ def _add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folder of a run")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write to (default: the first DIR)")
+
+
+def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
+    parser = commands.add_parser(
+        "check",
+        help="run the property kit on a manifold",
+        description="Check a manifold against its dense tensors and print a table. Exit code 0 if no check "
+        "failed, else 1. Any geoopt manifold will do; what does not apply to it is said.",
+    )
+    parser.add_argument(
+        "manifold",
+        metavar="MODULE:NAME",
+        help="the manifold, for instance 'tenfold.manifolds:TuckerManifold((6, 5, 4), (3, 2, 2))'",
+    )
+    parser.add_argument("--examples", type=int, default=4, metavar="N", help="batches of points per check")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the first of them")
+    parser.add_argument(
+        "--only", type=lambda text: text.split(","), metavar="IDS", help="ids of checks, as in J1,R3,R4"
+    )
+    parser.add_argument(
+        "--shape", type=_shape, metavar="SIZES", help="shape of a point, as in 5,3, if the manifold has none"
+    )
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="image to draw the measured slopes to")
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(size) for size in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be whole numbers as in 5,3, not {text!r}") from None
 
 
 def _rank(text: str) -> float | int:
