@@ -29,6 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from tenfold.cli.train import train_command
 
             return train_command(options)
+        if options.command == "check":
+            from tenfold.cli.check import check_command
+
+            return check_command(options)
         from tenfold.cli.compare import compare_command
 
         return compare_command(options)
