@@ -73,6 +73,11 @@ def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="steps between rank decisions, 0 for never (default: 10)",
     )
     low_rank.add_argument(
+        "--damping",
+        type=float,
+        help="of the steps between rank decisions, 0 for the exact geometry (default: 0.05)",
+    )
+    low_rank.add_argument(
         "--factorize-all",
         action="store_true",
         help="also factorise the first convolution and the last linear layer",

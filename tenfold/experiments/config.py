@@ -13,7 +13,7 @@ SCHEDULES = ("one-cycle", "cosine", "constant")
 
 # Where a run takes place, not what it computes: the only fields a resumed run may change.
 _PLACE_FIELDS = ("data_dir", "device")
-_LOW_RANK_DEFAULTS: dict[str, Any] = {"rank": 0.5, "tau": 0.1, "adapt_every": 10}
+_LOW_RANK_DEFAULTS: dict[str, Any] = {"rank": 0.5, "tau": 0.15, "adapt_every": 10, "damping": 0.05}
 _RECIPES: dict[str, dict[str, Any]] = {
     "digits": {"epochs": 20, "batch_size": 32, "lr": 0.05},
     "mnist": {"epochs": 5, "batch_size": 64, "lr": 0.05},
@@ -39,6 +39,10 @@ class TrainConfig:
         Relative truncation tolerance in [0, 1): the larger, the smaller the ranks. Not for ``"dense"``.
     adapt_every : int, optional
         Steps between two rank decisions; 0 keeps the ranks of the start. Not for ``"dense"``.
+    damping : float, optional
+        At least 0: how far the steps between rank decisions are damped in the directions of small singular
+        values, so that they are made of matrix products only; 0 takes the exact geometry. Not for
+        ``"dense"``.
     factorize_all : bool
         Also factorise the first convolution and the last linear layer. Not for ``"dense"``.
     epochs, batch_size : int
@@ -75,6 +79,7 @@ class TrainConfig:
     rank: float | int | None = None
     tau: float | None = None
     adapt_every: int | None = None
+    damping: float | None = None
     factorize_all: bool = False
     epochs: int = 10
     batch_size: int = 32
@@ -147,10 +152,13 @@ class TrainConfig:
         if not (_is_number(tau) and 0 <= tau < 1):  # type: ignore[operator]
             raise ValueError(f"tau must be a number in [0, 1), not {tau!r}")
         _check_integer("adapt_every", self.adapt_every, 0)
+        if not (_is_number(self.damping) and self.damping >= 0):  # type: ignore[operator]
+            raise ValueError(f"damping must be a number, at least 0, not {self.damping!r}")
 
     def dense_twin(self) -> TrainConfig:
         """The same run with every weight dense: same network, seed, schedule and steps."""
-        return replace(self, method="dense", rank=None, tau=None, adapt_every=None, factorize_all=False)
+        nothing: dict[str, Any] = dict.fromkeys(_LOW_RANK_DEFAULTS)
+        return replace(self, method="dense", factorize_all=False, **nothing)
 
     def differences(self, other: TrainConfig) -> list[tuple[str, Any, Any]]:
         """Fields in which two runs would compute something else, as (name, here, there)."""

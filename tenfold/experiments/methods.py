@@ -33,8 +33,8 @@ def make_network(config: TrainConfig, data: DataSet) -> nn.Module:
     if config.method == "tucker":
         assert config.rank is not None  # a low-rank configuration always has one
         exclude = [] if config.factorize_all else dense_by_default(model)
-        factorize(model, rank=config.rank, exclude=exclude)
-    return model
+        factorize(model, rank=config.rank, exclude=exclude, init="random")
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def make_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
@@ -54,6 +54,7 @@ def make_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimiz
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         rank_adaptation=adaptation,
+        damping=config.damping or None,  # 0 is the exact geometry
     )
 
 

@@ -12,6 +12,7 @@ def test_a_recipe_is_complete_and_what_is_given_wins(data):
     assert config.rank is not None
     assert config.tau is not None
     assert config.adapt_every is not None
+    assert config.damping is not None
 
 
 @pytest.mark.parametrize(
@@ -29,6 +30,7 @@ def test_a_recipe_is_complete_and_what_is_given_wins(data):
         ("rank", 0.0, "rank must be a fraction"),
         ("rank", True, "rank must be a fraction"),
         ("adapt_every", -1, "adapt_every must be at least 0"),
+        ("damping", -0.1, "damping must be a number, at least 0"),
         ("epochs", 0, "epochs must be at least 1, not 0"),
         ("batch_size", 0, "batch_size must be at least 1"),
         ("seed", -1, "seed must be at least 0"),
@@ -54,7 +56,9 @@ def test_an_unknown_field_is_named():
         TrainConfig.recipe(epoch=3)
 
 
-@pytest.mark.parametrize("given", [{"tau": 0.1}, {"rank": 0.5}, {"adapt_every": 5}, {"factorize_all": True}])
+@pytest.mark.parametrize(
+    "given", [{"tau": 0.1}, {"rank": 0.5}, {"adapt_every": 5}, {"damping": 0.1}, {"factorize_all": True}]
+)
 def test_nothing_is_silently_ignored_by_the_dense_method(given):
     with pytest.raises(ValueError, match=f"{next(iter(given))} has no effect on the method 'dense'"):
         TrainConfig(method="dense", **given)
@@ -63,7 +67,7 @@ def test_nothing_is_silently_ignored_by_the_dense_method(given):
 def test_the_dense_twin_differs_in_the_weights_alone():
     config = TrainConfig.recipe(seed=3, lr=0.07, factorize_all=True)
     changed = {name for name, _, _ in config.differences(config.dense_twin())}
-    assert changed == {"method", "rank", "tau", "adapt_every", "factorize_all"}
+    assert changed == {"method", "rank", "tau", "adapt_every", "damping", "factorize_all"}
 
 
 def test_a_run_may_move_to_another_place():

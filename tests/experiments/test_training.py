@@ -237,7 +237,9 @@ def test_the_checkpoint_gives_the_accuracy_of_its_epoch(tiny, tmp_path):
     model = make_network(config, data)
     model.load_state_dict(checkpoint.read(tmp_path / "checkpoint.pt")["model"])
     assert model.training
-    assert evaluate(model, data) == (run.last.test_loss, run.last.test_accuracy)
+    loss, accuracy = evaluate(model, data)
+    assert loss == pytest.approx(run.last.test_loss, rel=1e-5)  # the layout in memory may differ
+    assert accuracy == run.last.test_accuracy
     assert model.training  # left in the mode it was in
 
 
