@@ -115,7 +115,7 @@ def evaluate(model: nn.Module, data: DataSet, *, amp: bool = False) -> tuple[flo
     with torch.no_grad():
         for images, labels in evaluation_batches(data, _EVALUATION_BATCH):
             with _precision(amp, images.device):
-                logits = model(images)
+                logits = model(_laid_out(images))
             loss += nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
             right += (logits.argmax(dim=1) == labels).sum()
     model.train(was_training)
@@ -179,7 +179,7 @@ def _epoch(state: TrainingState, data: DataSet, device: torch.device, observer: 
 def _step(state: TrainingState, images: Tensor, labels: Tensor) -> Tensor:
     """One optimizer and scheduler step; returns the loss of the batch."""
     with _precision(state.config.amp, images.device):
-        logits = state.model(images)
+        logits = state.model(_laid_out(images))
     loss = nn.functional.cross_entropy(logits.float(), labels)
     state.optimizer.zero_grad()
     loss.backward()
@@ -187,6 +187,11 @@ def _step(state: TrainingState, images: Tensor, labels: Tensor) -> Tensor:
     state.scheduler.step()
     state.step += 1
     return loss.detach()
+
+
+def _laid_out(images: Tensor) -> Tensor:
+    """Channels last, which the convolutions of every method run faster in."""
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 def _precision(amp: bool, device: torch.device) -> contextlib.AbstractContextManager[object]:

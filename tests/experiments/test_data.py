@@ -2,9 +2,9 @@ import os
 
 import pytest
 import torch
-from conftest import write_cifar10, write_mnist
 
 from tenfold.experiments.data import load
+from tests.experiments.conftest import write_cifar10, write_mnist
 
 needs_data = pytest.mark.skipif(
     not os.environ.get("TENFOLD_DATA"), reason="TENFOLD_DATA does not name a folder with MNIST and CIFAR-10"

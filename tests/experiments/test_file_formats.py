@@ -6,10 +6,10 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from conftest import idx_bytes
 
 from tenfold.experiments.cifar_batches import read_cifar_batch
 from tenfold.experiments.idx import read_idx
+from tests.experiments.conftest import idx_bytes
 
 
 @pytest.mark.parametrize("shape", [(5,), (3, 28, 28), (0, 28, 28)])

@@ -3,10 +3,10 @@
 import geoopt
 import pytest
 import torch
-from problems import MANIFOLDS, dense, descend, distance, generator, parameter, target
 
 from tenfold.manifolds import TuckerManifold
 from tenfold.optim import RankAdaptation, RiemannianAdam, RiemannianAdamW
+from tests.optim.problems import MANIFOLDS, dense, descend, distance, generator, parameter, target
 
 PAIRS = [(RiemannianAdam, torch.optim.Adam), (RiemannianAdamW, torch.optim.AdamW)]
 OPTIONS = [

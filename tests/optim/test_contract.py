@@ -6,11 +6,11 @@ import io
 import geoopt
 import pytest
 import torch
-from problems import MANIFOLDS, descend, distance, generator, parameter, target
 
 import tenfold
 from tenfold.manifolds import TuckerManifold
 from tenfold.optim import RankAdaptation, RiemannianSGD
+from tests.optim.problems import MANIFOLDS, descend, distance, generator, parameter, target
 
 MANIFOLD = MANIFOLDS[0]
 

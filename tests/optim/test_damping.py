@@ -5,10 +5,10 @@ import math
 import geoopt
 import pytest
 import torch
-from problems import MANIFOLDS, dense, descend, distance, generator, parameter, target
 
 from tenfold.manifolds import TuckerManifold
 from tenfold.optim import IllConditionedWarning, RankAdaptation, RiemannianSGD
+from tests.optim.problems import MANIFOLDS, dense, descend, distance, generator, parameter, target
 
 TUCKER = MANIFOLDS[0]
 

@@ -6,10 +6,10 @@ import itertools
 import geoopt
 import pytest
 import torch
-from problems import MANIFOLDS, dense, descend, distance, generator, parameter, target
 
 from tenfold.manifolds import TuckerManifold
 from tenfold.optim import RankAdaptation, RiemannianSGD
+from tests.optim.problems import MANIFOLDS, dense, descend, distance, generator, parameter, target
 
 EXACT = RankAdaptation(tol=0.0)
 """Keeps the whole sum of point and step, so that steps can be compared with dense arithmetic."""

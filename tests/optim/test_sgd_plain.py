@@ -3,9 +3,9 @@
 import geoopt
 import pytest
 import torch
-from problems import generator
 
 from tenfold.optim import RiemannianSGD
+from tests.optim.problems import generator
 
 OPTIONS = [
     {},
