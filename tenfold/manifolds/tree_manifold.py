@@ -277,9 +277,9 @@ class TreeManifold(LowRankManifold):
         return self.proju(x, u)
 
     def tangent_to_dense(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-        return calculus.dense_tangent(
-            self.tree, self.unpack_tensor(x), self.unpack_tensor(u), self.frame(x), self.shape
-        )
+        # A tangent vector may carry gradients where a point of a lifted manifold may not.
+        blocks = super().unpack_tensor(u)
+        return calculus.dense_tangent(self.tree, self.unpack_tensor(x), blocks, self.frame(x), self.shape)
 
     # Moving ----------------------------------------------------------------------------------
 
