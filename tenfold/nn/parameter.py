@@ -78,7 +78,20 @@ def declare(
 
 
 def low_rank_parameters(module: nn.Module) -> Iterator[tuple[str, geoopt.ManifoldParameter]]:
-    """Names and parameters on low-rank manifolds, of a module and all below it."""
+    """Names and parameters on low-rank manifolds, of a module and all below it.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Any module.
+
+    Yields
+    ------
+    name : str
+        As in ``named_parameters``.
+    parameter : geoopt.ManifoldParameter
+        The parameter.
+    """
     for name, parameter in module.named_parameters():
         if is_low_rank(parameter):
             yield name, parameter

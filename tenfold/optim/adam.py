@@ -191,7 +191,17 @@ class RiemannianAdamW(RiemannianAdam):
     """Riemannian Adam with decoupled weight decay and the API of :class:`torch.optim.AdamW`.
 
     The decay moves the tensor by ``-lr * weight_decay * W`` besides the adaptive step.
-    Parameters as for :class:`RiemannianAdam`.
+
+    Parameters
+    ----------
+    params, lr, betas, eps
+        As for :class:`RiemannianAdam`.
+    weight_decay : float
+        Rate of the decay of the tensor.
+    amsgrad : bool
+        As for :class:`RiemannianAdam`.
+    **options
+        The remaining arguments of :class:`RiemannianAdam`.
 
     References
     ----------

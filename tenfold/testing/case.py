@@ -23,7 +23,7 @@ __all__ = ["LowRankManifoldTestCase"]
 class LowRankManifoldTestCase:
     """Every check of the kit as a test, on examples that hypothesis draws.
 
-    Subclass it in a test module, name the class ``Test...`` and set :attr:`manifolds`; pytest finds the
+    Subclass it in a test module, name the class ``Test...`` and set ``manifolds``; pytest finds the
     method :meth:`test_property`, once per check. A check that applies to none of the examples is skipped
     with its reason.
 

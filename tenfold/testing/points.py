@@ -166,6 +166,20 @@ def other_gauge(manifold: LowRankManifold, x: torch.Tensor, generator: torch.Gen
 
     Tensor trees have every edge turned by a random orthogonal matrix; other formats are brought
     to the gauge that their truncation leaves.
+
+    Parameters
+    ----------
+    manifold : LowRankManifold
+        The manifold.
+    x : torch.Tensor
+        Points, shape ``(*batch, size)``.
+    generator : torch.Generator
+        Source of the orthogonal matrices.
+
+    Returns
+    -------
+    torch.Tensor
+        Shape ``(*batch, size)``.
     """
     if not isinstance(manifold, TreeManifold):
         return manifold.truncation(x).to(manifold.rank)[1]

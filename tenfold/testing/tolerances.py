@@ -19,8 +19,8 @@ def tolerance(dtype: torch.dtype, size: int, condition: float = 1.0) -> float:
     r"""Relative error that rounding explains.
 
     A decomposition is backward stable within :func:`~tenfold.linalg.rounding_floor`,
-    ``8 eps sqrt(size)``; an operation chains :data:`CHAIN` of them, and the quantity that is compared
-    reacts to such a perturbation of its input with a condition number:
+    ``8 eps sqrt(size)``; an operation chains :data:`~tenfold.testing.tolerances.CHAIN` of them, and the
+    quantity that is compared reacts to such a perturbation of its input with a condition number:
 
     .. math:: 4 \cdot 8\,\varepsilon\,\sqrt{\mathrm{size}}\;\kappa .
 
