@@ -12,6 +12,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 import tenfold
+from tenfold.testing import CHECKS
 
 project = "tenfold"
 author = "The tenfold developers"
@@ -39,8 +40,13 @@ numpydoc_show_class_members = False
 nitpicky = True
 # Names of other projects: their inventories are on the network, and the build does not use it.
 nitpick_ignore_regex = [
-    ("py:.*", r"(torch|geoopt|collections|typing|typing_extensions|pathlib|fnmatch|numpy|abc|enum|os)\b.*"),
-    ("py:class", r"RankBound|list\[tuple\[int"),  # aliases and generics that autodoc takes for names
+    (
+        "py:.*",
+        r"(torch|geoopt|collections|typing|typing_extensions|pathlib|fnmatch|numpy|abc|enum|os"
+        r"|hypothesis|st|_?pytest)\b.*",
+    ),
+    # Aliases of types, and generics that autodoc takes for names.
+    ("py:class", r"Embedding|RankBound|Tree|list\[tuple\[int"),
 ]
 
 
@@ -57,6 +63,15 @@ class CommandHelp(SphinxDirective):
         return [nodes.literal_block(text, text, language="none")]
 
 
+class Properties(SphinxDirective):
+    """``{properties}`` lists every check of :mod:`tenfold.testing` with its statement."""
+
+    def run(self) -> list[nodes.Node]:
+        text = "\n".join(f"{check.id}  {check.title}" for check in CHECKS.values())
+        return [nodes.literal_block(text, text, language="none")]
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("command-help", CommandHelp)
+    app.add_directive("properties", Properties)
     return {"parallel_read_safe": True}

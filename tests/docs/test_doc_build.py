@@ -10,7 +10,7 @@ import pytest
 from sphinx.util.inventory import InventoryFile
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ["linalg", "manifolds", "optim", "nn"]
+ROOMS = ["linalg", "manifolds", "optim", "nn", "testing"]
 
 
 @pytest.mark.quality

@@ -9,7 +9,7 @@ import pytest
 from numpydoc.docscrape import ClassDoc
 from numpydoc.validate import validate
 
-ROOMS = ["linalg", "manifolds", "optim", "nn"]
+ROOMS = ["linalg", "manifolds", "optim", "nn", "testing"]
 REQUIRED = {
     "GL08",  # no docstring
     "PR01",  # parameters not documented
