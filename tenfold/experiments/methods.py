@@ -34,7 +34,7 @@ def make_network(config: TrainConfig, data: DataSet) -> nn.Module:
         assert config.rank is not None  # a low-rank configuration always has one
         exclude = [] if config.factorize_all else dense_by_default(model)
         factorize(model, rank=config.rank, exclude=exclude, init="random")
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def make_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
