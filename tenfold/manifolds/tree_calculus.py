@@ -28,6 +28,7 @@ from tenfold.manifolds.tree import TensorTree
 
 __all__ = [
     "Frame",
+    "augment",
     "dense",
     "dense_tangent",
     "extend",
@@ -324,12 +325,27 @@ def extend(tree: TensorTree, nodes: Nodes, tangent: Nodes, frame: Frame) -> list
     Complexity: per node one QR of its matrix with ``2 r`` columns; the largest array is the core of
     ranks ``2 r``.
     """
+    out, zero, one = _extended_bases(tree, nodes, tangent, frame)
+    out[tree.root] = some(lift(tree, tree.root, nodes[tree.root] + tangent[tree.root], zero, frame.env, one))
+    return out
+
+
+def augment(tree: TensorTree, nodes: Nodes, tangent: Nodes, frame: Frame) -> list[torch.Tensor]:
+    """``x`` itself in the bases of :func:`extend`: a core with room for the directions of ``xi``."""
+    out, zero, _ = _extended_bases(tree, nodes, tangent, frame)
+    out[tree.root] = some(lift(tree, tree.root, nodes[tree.root], zero))
+    return out
+
+
+def _extended_bases(
+    tree: TensorTree, nodes: Nodes, tangent: Nodes, frame: Frame
+) -> tuple[list[torch.Tensor], dict[int, torch.Tensor], dict[int, torch.Tensor]]:
+    """Orthonormal bases of old bases and tangent directions, and both in terms of them."""
     out = list(nodes)
     zero: dict[int, torch.Tensor] = {}
     one: dict[int, torch.Tensor] = {}
     for v in tree.bottomup:
         if v == tree.root:
-            out[v] = some(lift(tree, v, nodes[v] + tangent[v], zero, frame.env, one))
             continue
         old = some(lift(tree, v, nodes[v], zero))
         moved = some(lift(tree, v, tangent[v], zero, frame.env, one))
@@ -337,7 +353,7 @@ def extend(tree: TensorTree, nodes: Nodes, tangent: Nodes, frame: Frame) -> list
         q, r = qr(torch.cat([matrix(tree, v, old), matrix(tree, v, moved)], dim=-1))
         zero[v], one[v] = r[..., :rank], r[..., rank:]
         out[v] = unmatrix(q, old)
-    return out
+    return out, zero, one
 
 
 def project(tree: TensorTree, nodes: Nodes, bases: Maps) -> list[torch.Tensor]:

@@ -62,8 +62,14 @@ class TreeManifold(LowRankManifold):
                 f"no tensor of shape {self.shape} has {self.name} rank {self._ranks}; "
                 f"the largest feasible rank below it is {feasible}"
             )
-        by_edge = tree.edge_ranks(self._ranks)
-        self.factor_shapes = tuple(tree.node_shape(v, self.shape, by_edge) for v in range(len(tree.nodes)))
+        self._set_ranks(self._ranks)
+
+    def _set_ranks(self, ranks: Sequence[int]) -> None:
+        self._ranks = tuple(ranks)
+        by_edge = self.tree.edge_ranks(self._ranks)
+        self.factor_shapes = tuple(
+            self.tree.node_shape(v, self.shape, by_edge) for v in range(len(self.tree.nodes))
+        )
 
     @property
     def rank(self) -> Any:
@@ -379,6 +385,30 @@ class TreeManifold(LowRankManifold):
             frame = calculus.frame_of(self.tree, nodes)
             nodes = calculus.extend(self.tree, nodes, self.unpack_tensor(u.detach()), frame)
         return _TreeTruncation(self, nodes)
+
+    def augment(self, x: torch.Tensor, u: torch.Tensor) -> tuple[Self, torch.Tensor]:
+        """The same tensor with room for a tangent vector: every basis extended by the directions of ``u``.
+
+        The core of the result is that of ``x`` padded with zeros (basis augmentation of the rank-adaptive
+        integrators). It is an intermediate object: its ranks need not be feasible for a tensor.
+
+        Parameters
+        ----------
+        x, u : torch.Tensor
+            Point and tangent vector, shape ``(*batch, size)``.
+
+        Returns
+        -------
+        manifold : TreeManifold
+            The manifold of at most doubled ranks.
+        point : torch.Tensor
+            Shape ``(*batch, manifold.size)``.
+        """
+        nodes = self.unpack_tensor(x.detach())
+        wide = calculus.augment(self.tree, nodes, self.unpack_tensor(u.detach()), self.frame(x))
+        manifold = copy.copy(self)
+        manifold._set_ranks([wide[group[0]].shape[-1] for group in self.tree.ranks])
+        return manifold, manifold.pack_point(*wide)
 
     def _exact(self, tensor: torch.Tensor) -> tuple[Self, torch.Tensor]:
         tree, lead = self.tree, tensor.ndim - len(self.shape)

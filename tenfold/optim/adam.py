@@ -12,7 +12,7 @@ from torch.optim.adamw import adamw
 
 from tenfold.manifolds import LowRankManifold
 from tenfold.optim.base import Group, RiemannianOptimizer
-from tenfold.optim.rank_adaptation import RankAdaptation
+from tenfold.optim.rank_policy import RankPolicy
 from tenfold.optim.update import State
 
 __all__ = ["RiemannianAdam", "RiemannianAdamW", "SecondMoment"]
@@ -98,7 +98,7 @@ class RiemannianAdam(RiemannianOptimizer):
         maximize: bool = False,
         second_moment: SecondMoment | str = SecondMoment.COORDINATE,
         foreach: bool | None = None,
-        rank_adaptation: RankAdaptation | None = None,
+        rank_adaptation: RankPolicy | None = None,
         stabilize: int | None = None,
         check_finite: bool = True,
         damping: float | None = 0.1,

@@ -5,15 +5,15 @@ from __future__ import annotations
 import abc
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn, TypeAlias
 
 import geoopt
 import torch
 
 from tenfold.manifolds import LowRankManifold
-from tenfold.optim.rank_adaptation import RankAdaptation
-from tenfold.optim.update import Batch, State, Update, batches
+from tenfold.optim.rank_policy import RankPolicy, policy_from_state, policy_state
+from tenfold.optim.update import Adapting, Batch, State, Update, batches
 
 __all__ = ["IllConditionedWarning", "RiemannianOptimizer"]
 
@@ -39,7 +39,7 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
         Hyperparameters of the subclass.
     foreach : bool or None
         Batch parameters on equal manifolds. None means yes, and torch's own default for plain ones.
-    rank_adaptation : RankAdaptation or None
+    rank_adaptation : RankPolicy or None
         How ranks are adapted; None keeps them. May differ between groups.
     stabilize : int or None
         Project points and state back on their manifolds every so many steps.
@@ -57,7 +57,7 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
         defaults: dict[str, Any],
         *,
         foreach: bool | None,
-        rank_adaptation: RankAdaptation | None,
+        rank_adaptation: RankPolicy | None,
         stabilize: int | None,
         check_finite: bool,
         damping: float | None,
@@ -97,8 +97,8 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
         """Add a group after checking its hyperparameters; see :class:`torch.optim.Optimizer`."""
         complete = {**self.defaults, **param_group}
         policy, stabilize = complete["rank_adaptation"], complete["stabilize"]
-        if policy is not None and not isinstance(policy, RankAdaptation):
-            raise TypeError(f"rank_adaptation must be a RankAdaptation or None, got {policy!r}")
+        if policy is not None and not isinstance(policy, RankPolicy):
+            raise TypeError(f"rank_adaptation must be a RankPolicy or None, got {policy!r}")
         if stabilize is not None and stabilize < 1:
             raise ValueError(f"stabilize must be a positive number of steps or None, got {stabilize}")
         if complete["damping"] is not None and complete["damping"] < 0:
@@ -153,12 +153,19 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
                 raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
             plain.append((group, [p for p in live if not isinstance(p, geoopt.ManifoldParameter)]))
             curved = [p for p in live if isinstance(p, geoopt.ManifoldParameter)]
+            adapting: list[Adapting] = []
             policy = group["rank_adaptation"]
             policy = policy if policy is not None and policy.due(group["step"] + 1) else None
             if policy is not None and group["check_finite"]:
                 self._require_finite([p.grad for p in curved], [], [])
             for batch in batches(curved, self.state, together=group["foreach"] is not False):
-                updates += self._move(group, batch, policy, conditioning)
+                for moved in self._move(group, batch, policy is not None, conditioning):
+                    if isinstance(moved, Adapting):
+                        adapting.append(moved)
+                    else:
+                        updates.append(moved)
+            if policy is not None and adapting:
+                updates += self._adapt(policy, adapting, group["step"] + 1)
         if any(group["check_finite"] for group in self.param_groups):
             grads = [p.grad for _, parameters in plain for p in parameters if p.grad is not None]
             self._require_finite(grads, updates, conditioning)
@@ -172,13 +179,9 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
         return loss
 
     def _move(
-        self,
-        group: Group,
-        batch: Batch,
-        policy: RankAdaptation | None,
-        conditioning: list[torch.Tensor],
-    ) -> Iterable[Update]:
-        """The updates of a batch."""
+        self, group: Group, batch: Batch, adapt: bool, conditioning: list[torch.Tensor]
+    ) -> Sequence[Update | Adapting]:
+        """The updates of a batch, or what is needed to decide on its ranks."""
         self._check_state(batch)
         manifold, x = batch.manifold, batch.x
         grad = -batch.grad if group.get("maximize") else batch.grad
@@ -199,7 +202,7 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
             rgrad = rgrad + decay * manifold.radial(x)
         direction, state = self._direction(group, manifold, x, rgrad, batch.state)
         step = -group["lr"] * direction
-        if policy is None:
+        if not adapt:
             y, state = self._carry(manifold, x, step, state, {"frame": frame})
             return [Update(p, y_p, s_p) for p, y_p, s_p in batch.split(y, state)]
         if damping is not None:
@@ -209,8 +212,10 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
         if group["check_finite"] and not torch.isfinite(step).all():
             raise ValueError(f"the step of {self._name(batch.members[0])} overflows; nothing was changed")
         steps = (step_p for _, step_p, _ in batch.split(step, {}))
-        members = zip(batch.split(x, state), steps, strict=True)
-        return [self._adapted(p, policy, x_p, step_p, s_p) for (p, x_p, s_p), step_p in members]
+        return [
+            Adapting(p, x_p, manifold.truncation(x_p, step_p), s_p)
+            for (p, x_p, s_p), step_p in zip(batch.split(x, state), steps, strict=True)
+        ]
 
     def _carry(
         self,
@@ -228,22 +233,16 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
             y, state[name] = manifold.retr_transp(x, step, state[name], **frame)
         return y, state
 
-    def _adapted(
-        self,
-        parameter: geoopt.ManifoldParameter,
-        policy: RankAdaptation,
-        x: torch.Tensor,
-        step: torch.Tensor,
-        state: State,
-    ) -> Update:
-        """The rank-adaptive step of one parameter."""
-        old = parameter.manifold
-        new, y = policy.truncate(old, old.truncation(x, step))
-        for name in self._held(self.tangent_state, state):
-            state[name] = old.transp(x, y, state[name], target=new)
-        for name in self._held(self.square_state, state):
-            state[name] = old.transp_squares(x, y, state[name], target=new)
-        return Update(parameter, y, state, new)
+    def _adapt(self, policy: RankPolicy, adapting: Sequence[Adapting], step: int) -> Iterable[Update]:
+        """Decide on the ranks of all parameters of a group, and carry their state over."""
+        for item, ranks in zip(adapting, policy.decide([a.pending for a in adapting], step), strict=True):
+            old = item.parameter.manifold
+            new, y = item.truncation.to(ranks)
+            for name in self._held(self.tangent_state, item.state):
+                item.state[name] = old.transp(item.x, y, item.state[name], target=new)
+            for name in self._held(self.square_state, item.state):
+                item.state[name] = old.transp_squares(item.x, y, item.state[name], target=new)
+            yield Update(item.parameter, y, item.state, new)
 
     @staticmethod
     def _held(names: tuple[str, ...], state: State) -> list[str]:
@@ -324,7 +323,7 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
         """Tensors and plain data only, so that it loads with ``weights_only=True``."""
         packed = super().state_dict()
         packed["param_groups"] = [
-            {**group, "rank_adaptation": _plain_policy(group["rank_adaptation"])}
+            {**group, "rank_adaptation": policy_state(group["rank_adaptation"])}
             for group in packed["param_groups"]
         ]
         return packed
@@ -342,7 +341,7 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
             If the groups or the state do not fit the parameters; the optimizer is then unchanged.
         """
         groups = [
-            {**group, "rank_adaptation": _policy(group.get("rank_adaptation"))}
+            {**group, "rank_adaptation": policy_from_state(group.get("rank_adaptation"))}
             for group in state_dict["param_groups"]
         ]
         numbers = [number for group in groups for number in group["params"]]
@@ -356,11 +355,3 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
                         f"parameter {tuple(p.shape)}: load the model's state before the optimizer's"
                     )
         super().load_state_dict({**state_dict, "param_groups": groups})
-
-
-def _plain_policy(policy: RankAdaptation | None) -> dict[str, Any] | None:
-    return None if policy is None else policy.state_dict()
-
-
-def _policy(plain: Any) -> RankAdaptation | None:
-    return RankAdaptation(**plain) if isinstance(plain, dict) else plain

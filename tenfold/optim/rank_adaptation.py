@@ -1,23 +1,23 @@
-"""When ranks are adapted, and how far."""
+"""Ranks by tolerance."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from tenfold.manifolds import LowRankManifold, Truncation
 from tenfold.manifolds.truncation import check_tolerance, ranks_by_tolerance
+from tenfold.optim.rank_policy import Pending, RankPolicy, Ranks
 
-__all__ = ["RankAdaptation"]
+__all__ = ["EnergyAdaptation", "RankAdaptation"]
 
 
 @dataclass(frozen=True)
-class RankAdaptation:
-    r"""Rank adaptation by a tolerance, as in TDLRT.
+class RankAdaptation(RankPolicy):
+    r"""Rank adaptation by a tolerance for each rank, as in TDLRT.
 
     In an adapted step the retraction keeps, for every rank of the format, the smallest number of
     singular values whose discarded tail is at most ``tol`` times the norm of the tensor. It sees the
@@ -27,21 +27,16 @@ class RankAdaptation:
     ----------
     tol : float
         The tolerance ``tau`` in [0, 1). Values between 0.05 and 0.1 are good starting points.
-    min_rank : int or float
-        Ranks never fall below it. A number below 1 that is a float is a fraction of the full rank.
-    max_rank : int, float or None
-        Ranks never exceed it; a float is a fraction of the full rank.
-    every : int
-        Adapt in every ``every``-th step; the steps between keep their ranks and never synchronise.
-    start : int
-        Number of steps before the first interval begins.
-    stop : int or None
-        Number of steps after which ranks stay fixed.
+    final_tol : float or None
+        The tolerance at step ``stop``, approached geometrically from ``tol`` at step ``start`` (linearly
+        if one of them is 0); None keeps ``tol``.
+    min_rank, max_rank, every, start, stop, multiple_of, hysteresis
+        As for :class:`RankPolicy`.
 
     Raises
     ------
     ValueError
-        If an argument is out of range.
+        If an argument is out of range, or ``final_tol`` is given without ``stop``.
 
     References
     ----------
@@ -56,64 +51,79 @@ class RankAdaptation:
     """
 
     tol: float
-    min_rank: int | float = 1
-    max_rank: int | float | None = None
-    every: int = 1
-    start: int = 0
-    stop: int | None = None
+    final_tol: float | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_tolerance(self.tol)
-        for name, bound in (("min_rank", self.min_rank), ("max_rank", self.max_rank)):
-            fits = bound is None or (0 < bound <= 1 if isinstance(bound, float) else bound >= 1)
-            if not fits:
-                raise ValueError(f"{name} must be an integer >= 1 or a fraction in (0, 1], got {bound}")
-        if self.every < 1:
-            raise ValueError(f"every must be at least 1, got {self.every}")
-        if self.start < 0:
-            raise ValueError(f"start must not be negative, got {self.start}")
-        if self.stop is not None and self.stop < self.start:
-            raise ValueError(f"stop must not come before start={self.start}, got {self.stop}")
+        if self.final_tol is not None:
+            check_tolerance(self.final_tol)
+            if self.stop is None:
+                raise ValueError("final_tol needs a step to be reached at: give stop, too")
 
-    def due(self, step: int) -> bool:
-        """Whether step number ``step``, counted from 1, adapts ranks."""
-        if step <= self.start or (self.stop is not None and step > self.stop):
-            return False
-        return (step - self.start) % self.every == 0
+    def tolerance(self, step: int) -> float:
+        """The tolerance of a step, counted from 1."""
+        if self.final_tol is None or self.stop is None or self.stop == self.start:
+            return self.tol
+        part = min(max((step - self.start) / (self.stop - self.start), 0.0), 1.0)
+        if self.tol and self.final_tol:
+            return math.exp((1 - part) * math.log(self.tol) + part * math.log(self.final_tol))
+        return (1 - part) * self.tol + part * self.final_tol
 
-    def truncate(
-        self, manifold: LowRankManifold, truncation: Truncation
-    ) -> tuple[LowRankManifold, torch.Tensor]:
-        """Decide on the ranks and carry the decision out.
-
-        Parameters
-        ----------
-        manifold : LowRankManifold
-            Where the parameter lives now.
-        truncation : Truncation
-            The spectra of the stepped tensor.
-
-        Returns
-        -------
-        manifold : LowRankManifold
-            Where it will live.
-        point : torch.Tensor
-            Its new value, packed.
-        """
-        low = _absolute(self.min_rank, manifold)
-        high = _absolute(self.max_rank, manifold)
-        if low is not None and high is not None:
-            low = [min(pair) for pair in zip(low, high, strict=True)]
-        return truncation.to(ranks_by_tolerance(truncation.singular_values, self.tol, low, high))
-
-    def state_dict(self) -> dict[str, Any]:
-        """The arguments as plain data."""
-        return asdict(self)
+    def wanted(
+        self, pending: Sequence[Pending], limits: Sequence[list[tuple[int, int]]], step: int
+    ) -> list[Ranks]:
+        tol = self.tolerance(step)
+        return [ranks_by_tolerance(item.truncation.singular_values, tol) for item in pending]
 
 
-def _absolute(bound: int | float | None, manifold: LowRankManifold) -> list[int] | None:
-    if bound is None:
-        return None
-    full = manifold.full_rank
-    ranks: Sequence[int] = full if isinstance(full, Sequence) else (full,)
-    return [min(r, math.ceil(bound * r) if isinstance(bound, float) else bound) for r in ranks]
+@dataclass(frozen=True)
+class EnergyAdaptation(RankPolicy):
+    r"""Ranks by one tolerance for the whole tensor.
+
+    The discarded tails of all ranks of a tensor together obey
+
+    .. math:: \sqrt{\textstyle\sum_i \|\sigma^{(i)}_{r_i + 1:}\|^2} \le \tau \|W\|,
+
+    so that the error of the truncation is at most ``tol`` times its norm. Among the discarded singular
+    values are the smallest ones of the tensor, whichever rank they belong to.
+
+    Parameters
+    ----------
+    tol : float
+        The tolerance ``tau`` in [0, 1).
+    min_rank, max_rank, every, start, stop, multiple_of, hysteresis
+        As for :class:`RankPolicy`.
+    """
+
+    tol: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_tolerance(self.tol)
+
+    def wanted(
+        self, pending: Sequence[Pending], limits: Sequence[list[tuple[int, int]]], step: int
+    ) -> list[Ranks]:
+        return [self._ranks(item.truncation.singular_values) for item in pending]
+
+    def _ranks(self, spectra: Sequence[torch.Tensor]) -> Ranks:
+        exact = ranks_by_tolerance(spectra, 0.0)
+        shared = [batch_spectrum(values) for values in spectra]
+        budget = (self.tol * math.sqrt(sum(value**2 for value in shared[0]))) ** 2
+        ranks = list(exact)
+        order = sorted((value, k, j) for k, values in enumerate(shared) for j, value in enumerate(values))
+        for value, k, j in order:
+            if j >= exact[k]:
+                continue
+            budget -= value**2
+            if budget < 0:
+                break
+            ranks[k] = min(ranks[k], max(j, 1))
+        return tuple(ranks)
+
+
+def batch_spectrum(values: torch.Tensor) -> list[float]:
+    """The largest singular values of a batch, as numbers on the host."""
+    spectrum: Any = values.reshape(-1, values.shape[-1]).amax(0).tolist()
+    return list(spectrum)

@@ -9,7 +9,7 @@ import torch
 from torch.optim.sgd import sgd
 
 from tenfold.optim.base import Group, RiemannianOptimizer
-from tenfold.optim.rank_adaptation import RankAdaptation
+from tenfold.optim.rank_policy import RankPolicy
 from tenfold.optim.update import State
 
 __all__ = ["RiemannianSGD"]
@@ -50,7 +50,7 @@ class RiemannianSGD(RiemannianOptimizer):
         Ascend instead of descend.
     foreach : bool or None
         Stack parameters on equal manifolds and move them in one batch; None means yes.
-    rank_adaptation : RankAdaptation or None
+    rank_adaptation : RankPolicy or None
         How ranks are adapted; None keeps them.
     stabilize : int or None
         Project points and momentum back on their manifolds every so many steps. The low-rank
@@ -92,7 +92,7 @@ class RiemannianSGD(RiemannianOptimizer):
         *,
         maximize: bool = False,
         foreach: bool | None = None,
-        rank_adaptation: RankAdaptation | None = None,
+        rank_adaptation: RankPolicy | None = None,
         stabilize: int | None = None,
         check_finite: bool = True,
         damping: float | None = None,

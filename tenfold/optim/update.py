@@ -9,9 +9,10 @@ from typing import Any, TypeAlias
 import geoopt
 import torch
 
-from tenfold.manifolds import LowRankManifold, is_low_rank, move_
+from tenfold.manifolds import LowRankManifold, Truncation, is_low_rank, move_
+from tenfold.optim.rank_policy import Pending
 
-__all__ = ["Batch", "State", "Update", "batches"]
+__all__ = ["Adapting", "Batch", "State", "Update", "batches"]
 
 State: TypeAlias = dict[str, Any]
 """State of a parameter or a batch: tensors, and integers that a batch shares."""
@@ -52,6 +53,33 @@ class Update:
         for name, value in self.state.items():
             # Copies, so that no parameter keeps the memory of its whole batch alive.
             state[name] = value.clone() if isinstance(value, torch.Tensor) else value
+
+
+@dataclass
+class Adapting:
+    """A parameter that has been stepped and waits for its ranks.
+
+    Attributes
+    ----------
+    parameter : geoopt.ManifoldParameter
+        The parameter, still as it was.
+    x : torch.Tensor
+        Its old value, which the state belongs to.
+    truncation : Truncation
+        The stepped tensor.
+    state : dict
+        The new state, at the old point.
+    """
+
+    parameter: geoopt.ManifoldParameter
+    x: torch.Tensor
+    truncation: Truncation
+    state: State
+
+    @property
+    def pending(self) -> Pending:
+        """What a policy decides on."""
+        return Pending(self.parameter.manifold, self.truncation)
 
 
 @dataclass

@@ -1,0 +1,96 @@
+"""Ranks of a whole model within a budget of parameters."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tenfold.manifolds import LowRankManifold, TreeManifold
+from tenfold.optim.rank_adaptation import batch_spectrum
+from tenfold.optim.rank_policy import Pending, RankPolicy, Ranks
+
+__all__ = ["BudgetAdaptation"]
+
+
+@dataclass(frozen=True)
+class BudgetAdaptation(RankPolicy):
+    r"""Ranks of all parameters of a group from one compression rate.
+
+    The singular values of all tensors and all ranks compete: starting from all that are there, the one
+    with the least relative energy ``sigma^2 / |W|^2`` per parameter that it costs is discarded, again and
+    again, until the factors of the group fit the budget. Ranks that no tensor can have are lowered with
+    their neighbours.
+
+    Parameters
+    ----------
+    compression : float
+        ``1 - stored / dense`` over the parameters of the group, in (0, 1).
+    min_rank, max_rank, every, start, stop, multiple_of, hysteresis
+        As for :class:`RankPolicy`; the limits, rounding and hysteresis come after the budget and may
+        exceed it.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range; in a step, if the lowest allowed ranks exceed the budget.
+
+    References
+    ----------
+    Bini et al., "GeoLoRA: geometric integration for parameter efficient fine-tuning", 2024
+    (arXiv 2410.18720), for the global ranking.
+    """
+
+    compression: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.compression < 1:
+            raise ValueError(f"compression must lie in (0, 1), got {self.compression}")
+
+    def wanted(
+        self, pending: Sequence[Pending], limits: Sequence[list[tuple[int, int]]], step: int
+    ) -> list[Ranks]:
+        allowed = (1 - self.compression) * sum(item.manifold.dense_size for item in pending)
+        ranks = [[high for _, high in bounds] for bounds in limits]
+        sizes = [_size(item.manifold, r) for item, r in zip(pending, ranks, strict=True)]
+        energies = [_energies(item) for item in pending]
+        queue: list[tuple[float, int, int, int]] = []
+
+        def offer(n: int, k: int) -> None:
+            """Put the smallest remaining singular value of a rank up for discarding."""
+            rank = ranks[n][k]
+            if rank <= limits[n][k][0]:
+                return
+            saved = sizes[n] - _size(pending[n].manifold, [*ranks[n][:k], rank - 1, *ranks[n][k + 1 :]])
+            heapq.heappush(queue, (energies[n][k][rank - 1] / max(saved, 1), n, k, rank))
+
+        for n, bounds in enumerate(limits):
+            for k in range(len(bounds)):
+                offer(n, k)
+        while sum(sizes) > allowed:
+            if not queue:
+                raise ValueError(
+                    f"the lowest ranks allowed need {sum(sizes)} parameters, but compression "
+                    f"{self.compression} leaves {int(allowed)}: lower min_rank or compression"
+                )
+            _, n, k, rank = heapq.heappop(queue)
+            if rank != ranks[n][k]:
+                continue
+            ranks[n][k] -= 1
+            sizes[n] = _size(pending[n].manifold, ranks[n])
+            offer(n, k)
+        return [tuple(r) for r in ranks]
+
+
+def _energies(item: Pending) -> list[list[float]]:
+    spectra = [batch_spectrum(values) for values in item.truncation.singular_values]
+    total = sum(value**2 for value in spectra[0]) or 1.0
+    return [[value**2 / total for value in values] for values in spectra]
+
+
+def _size(manifold: LowRankManifold, ranks: Sequence[int]) -> int:
+    """Stored numbers at given ranks, lowered to feasible ones."""
+    if isinstance(manifold, TreeManifold):
+        ranks = manifold.tree.clip(manifold.shape, ranks)
+    return manifold.with_rank(tuple(ranks)).size

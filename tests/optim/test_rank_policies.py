@@ -1,0 +1,135 @@
+"""Policies: the same protocol, different wishes."""
+
+import copy
+
+import pytest
+import torch
+
+from tenfold.manifolds import FixedRankManifold, TensorTrainManifold, TuckerManifold
+from tenfold.optim import (
+    BudgetAdaptation,
+    EnergyAdaptation,
+    Pending,
+    RankAdaptation,
+    RiemannianSGD,
+)
+from tests.optim.problems import MANIFOLDS, dense, descend, generator, parameter, target
+
+
+def pending(manifold, seed=0):
+    x = manifold.random(dtype=torch.float64, generator=generator(seed))
+    return Pending(manifold, manifold.truncation(x))
+
+
+def error_of(item, ranks):
+    new, y = item.truncation.to(ranks)
+    exact = item.manifold.to_dense(item.manifold.random(dtype=torch.float64, generator=generator(0)))
+    return ((new.to_dense(y) - exact).norm() / exact.norm()).item()
+
+
+@pytest.mark.parametrize("manifold", MANIFOLDS, ids=str)
+@pytest.mark.parametrize("tol", [0.0, 0.1, 0.4, 0.8])
+def test_energy_bounds_the_whole_error_and_beats_nothing_smaller(manifold, tol):
+    item = pending(manifold)
+    [ranks] = EnergyAdaptation(tol).decide([item], 1)
+    assert error_of(item, ranks) <= tol + 1e-12
+    [each] = RankAdaptation(tol).decide([item], 1)
+    # One tolerance shared by all ranks discards no more than one tolerance for each of them.
+    assert all(a >= b for a, b in zip(ranks, each, strict=True))
+
+
+@pytest.mark.parametrize("compression", [0.3, 0.6, 0.8])
+def test_budget_is_met_and_used(compression):
+    manifolds = [
+        TuckerManifold((30, 20, 3, 3), (20, 15), modes=(0, 1)),
+        FixedRankManifold((40, 30), 20),
+        TensorTrainManifold((8, 8, 8), (8, 8)),
+    ]
+    items = [pending(m, k) for k, m in enumerate(manifolds)]
+    decided = BudgetAdaptation(compression).decide(items, 1)
+    stored = sum(item.truncation.to(r)[0].size for item, r in zip(items, decided, strict=True))
+    allowed = (1 - compression) * sum(m.dense_size for m in manifolds)
+    assert stored <= allowed
+    assert stored >= 0.9 * allowed
+
+
+def test_budget_takes_from_where_energy_is_small():
+    strong, weak = FixedRankManifold((20, 20), 10), FixedRankManifold((20, 20), 10)
+    items = []
+    for manifold, values in ((strong, torch.ones(10)), (weak, 10.0 ** -torch.arange(10.0))):
+        left, right = manifold.unpack_tensor(manifold.random(generator=generator(0)))[1:]
+        x = manifold.pack_point(values.diag(), left, right)
+        items.append(Pending(manifold, manifold.truncation(x)))
+    (strong_rank,), (weak_rank,) = BudgetAdaptation(0.4).decide(items, 1)
+    assert weak_rank < 4
+    assert strong_rank >= 8
+
+
+def test_unreachable_budget_is_refused_and_changes_nothing():
+    p, goal = parameter(MANIFOLDS[0]), target(MANIFOLDS[0])
+    x = p.detach().clone()
+    optimizer = RiemannianSGD([p], lr=0.1, rank_adaptation=BudgetAdaptation(0.99, min_rank=2))
+    with pytest.raises(ValueError, match="lower min_rank or compression"):
+        descend(optimizer, p, goal, 1)
+    assert torch.equal(p, x)
+
+
+def test_tolerance_is_annealed():
+    policy = RankAdaptation(0.2, final_tol=0.002, start=10, stop=30)
+    assert policy.tolerance(10) == pytest.approx(0.2)
+    assert policy.tolerance(20) == pytest.approx(0.02)
+    assert policy.tolerance(30) == pytest.approx(0.002)
+    assert RankAdaptation(0.0, final_tol=0.2, stop=10).tolerance(5) == pytest.approx(0.1)
+    with pytest.raises(ValueError, match="give stop"):
+        RankAdaptation(0.1, final_tol=0.01)
+
+
+def test_multiples_and_hysteresis():
+    manifold = TuckerManifold((40, 30, 9), (20, 12, 9))
+    item = pending(manifold)
+    [plain] = RankAdaptation(0.3).decide([item], 1)
+    [eight] = RankAdaptation(0.3, multiple_of=8).decide([item], 1)
+    assert all(r % 8 == 0 or r == full for r, full in zip(eight, (20, 12, 9), strict=True))
+    assert all(r >= p for r, p in zip(eight, plain, strict=True))
+    [lazy] = RankAdaptation(0.3, hysteresis=1.0).decide([item], 1)
+    assert lazy == manifold.rank != plain
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        RankAdaptation(0.2, final_tol=0.1, stop=20, hysteresis=0.1),
+        EnergyAdaptation(0.2, multiple_of=2),
+        BudgetAdaptation(0.3, every=2),
+    ],
+    ids=lambda policy: type(policy).__name__,
+)
+def test_every_policy_trains_and_travels_through_a_state_dict(policy):
+    manifold = TuckerManifold((8, 7, 6), 3)
+    p, goal = parameter(manifold), target(manifold)
+    optimizer = RiemannianSGD([p], lr=0.3, momentum=0.5, rank_adaptation=policy)
+    losses = descend(optimizer, p, goal, 8)
+    assert losses[-1] < losses[0]
+    assert torch.isfinite(dense(p)).all()
+    state = copy.deepcopy(optimizer.state_dict())
+    assert state["param_groups"][0]["rank_adaptation"]["policy"] == type(policy).__name__
+    fresh = RiemannianSGD([p], lr=1.0)
+    fresh.load_state_dict(state)
+    assert fresh.param_groups[0]["rank_adaptation"] == policy
+    state["param_groups"][0]["rank_adaptation"]["policy"] = "Unheard"
+    with pytest.raises(ValueError, match="Unheard"):
+        fresh.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: BudgetAdaptation(1.0), "compression"),
+        (lambda: EnergyAdaptation(1.0), "tolerance"),
+        (lambda: RankAdaptation(0.1, multiple_of=0), "multiple_of"),
+        (lambda: RankAdaptation(0.1, hysteresis=-1.0), "hysteresis"),
+    ],
+)
+def test_refusals(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
