@@ -17,6 +17,7 @@ __all__ = ["has_order", "measure"]
 _STEPS = 13
 _DECADES = 3.0
 _FEWEST = 5
+_NEGLIGIBLE = (1e-12, 2e-12)
 
 
 def measure(
@@ -38,7 +39,7 @@ def measure(
     errors_at : callable
         Step length to the errors of the batch, any shape.
     floor : float
-        Rounding error of ``errors_at``.
+        Bound on the rounding error of ``errors_at``. Steps too short to matter show what it really is.
 
     Returns
     -------
@@ -46,6 +47,8 @@ def measure(
         With the errors of the batch's worst member.
     """
     steps = [0.1 * reach * 10 ** (-_DECADES * k / (_STEPS - 1)) for k in range(_STEPS)]
+    noise = max(float(errors_at(reach * step).max()) for step in _NEGLIGIBLE)
+    floor = min(floor, max(4 * noise, floor / 1000))
     table = torch.stack([errors_at(step).double().flatten() for step in steps])
     slopes = [_slope(steps, column.tolist(), floor) for column in table.T]
     worst = min(range(len(slopes)), key=lambda k: -math.inf if math.isnan(slopes[k]) else slopes[k])

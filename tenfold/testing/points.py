@@ -68,7 +68,9 @@ def point_with(
         factors = list(manifold.unpack_tensor(x))
         children = len(manifold.tree.nodes[root].children)
         factors[root] = _weighted(factors[root], len(batch), children, condition, spectrum)
-        return manifold.pack_point(*factors)
+        x = manifold.pack_point(*factors)
+        # Graded rows are easier on every algorithm than the same singular values in other bases.
+        return other_gauge(manifold, x, generator) if spectrum is Spectrum.DECAY else x
     return manifold.from_dense(_weighted_sum(manifold, generator, batch, dtype, condition, spectrum))
 
 

@@ -164,22 +164,25 @@ def rank_limits(s: Sample) -> Iterator[Measured]:
         yield holds(f"at full rank {full.dim} dimensions of {span}", full.dim == span)
     highest = ranks_of(full)
     for k in range(len(ranks)):
-        for base in (highest, ranks, (1,) * len(ranks)):
-            wanted = (*base[:k], highest[k] + (base == highest), *base[k + 1 :])
-            if base == highest:
-                yield refuses(f"rank {wanted} is refused", partial(manifold.with_rank, wanted))
-                continue
-            try:
-                other = manifold.with_rank(wanted)
-            except ValueError:
-                continue
-            yield _attained(s, other)
+        above = (*highest[:k], highest[k] + 1, *highest[k + 1 :])
+        yield refuses(f"rank {above} is refused", partial(manifold.with_rank, above))
+        for base in {ranks, (1,) * len(ranks)}:
+            for rank in {2, highest[k]}:
+                try:
+                    other = manifold.with_rank((*base[:k], rank, *base[k + 1 :]))
+                except ValueError:
+                    continue
+                yield from _attained(s, other)
     yield refuses("rank 0 is refused", partial(manifold.with_rank, (0,) * len(ranks)))
-    yield _attained(s, manifold)
+    yield from _attained(s, manifold)
 
 
-def _attained(s: Sample, manifold: LowRankManifold) -> Measured:
-    """An accepted rank is that of a random tensor: the manifold has the dimension that it claims."""
+def _attained(s: Sample, manifold: LowRankManifold) -> Iterator[Measured]:
+    """An accepted rank is that of a random tensor, and gives the manifold the dimension that it claims."""
     sample = Sample(LowRankSubject(manifold), (), torch.float64, s.seed)
     dim = sample.space.dim
-    return holds(f"rank {manifold.rank} is attained: {dim} dimensions of {manifold.dim}", dim == manifold.dim)
+    yield holds(f"rank {manifold.rank} is attained: {dim} dimensions of {manifold.dim}", dim == manifold.dim)
+    x = manifold.random(dtype=torch.float64, generator=sample.generator)
+    for values, rank in zip(manifold.singular_values(x), ranks_of(manifold), strict=True):
+        count = int((values > tolerance(torch.float64, manifold.dense_size) * values[:1]).sum())
+        yield holds(f"{count} singular values at rank {rank} of {manifold.rank}", count == rank)
