@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import geoopt
 import torch
 
+from tenfold.testing.kinds import subject_of
 from tenfold.testing.outcome import CheckResult, Measured, NotApplicable, Status
 from tenfold.testing.points import Spectrum
 from tenfold.testing.sample import Sample
-from tenfold.testing.subject import Embedding, subject_of
+from tenfold.testing.subject import Embedding
 
 __all__ = ["CHECKS", "Check", "check"]
 

@@ -8,12 +8,12 @@ import geoopt
 import torch
 
 from tenfold.testing.curves import has_order
+from tenfold.testing.kinds import subject_of
 from tenfold.testing.outcome import CheckResult, NotApplicable, Status
 from tenfold.testing.properties.gradient import gradient_curve
 from tenfold.testing.properties.tangents import is_tangent
 from tenfold.testing.report import Report
 from tenfold.testing.sample import Sample
-from tenfold.testing.subject import subject_of
 
 __all__ = ["check_gradient"]
 
@@ -80,7 +80,7 @@ def check_gradient(
     if value.shape != batch:
         raise ValueError(f"f must return one number per point, shape {batch}, got {tuple(value.shape)}")
     egrad = torch.autograd.grad(value.sum(), point)[0]
-    x = x.detach()
+    x, value = x.detach(), value.detach()
     rgrad = manifold.egrad2rgrad(x, egrad)
     sample = Sample(subject_of(manifold, shape=shape), batch, torch.float64, seed)
     size = max(float(rgrad.abs().max()), 1e-300)
@@ -117,7 +117,7 @@ def _gauge(
     same = s.equal(
         "f at the same tensor with other factors",
         there.unsqueeze(-1),
-        value.detach().unsqueeze(-1),
+        value.unsqueeze(-1),
         scale=scale,
     )
     return CheckResult.of("G4", title, [same], str(s.manifold))

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import geoopt
 import torch
 
+from tenfold.testing.kinds import subject_of
 from tenfold.testing.outcome import CheckResult, Measured, NotApplicable, Status
 from tenfold.testing.properties.gradient import riemannian, smooth_loss
 from tenfold.testing.sample import Sample
-from tenfold.testing.subject import subject_of
 
 __all__ = ["check_first_step"]
 

@@ -39,7 +39,7 @@ def point_with(
     """A random point whose dense tensor has norm 1 and a prescribed spectrum.
 
     Where the format is a tensor tree, the spectrum is that of the root: at the edges that leave it the
-    condition number is of the size of ``condition``, deeper edges inherit it through random bases.
+    condition number is roughly ``condition``, deeper edges inherit it through random bases.
     Otherwise a sum of tensors of rank one with such weights is approximated.
 
     Parameters
@@ -89,8 +89,8 @@ def _weighted(
     order = core.ndim - lead
     if spectrum is Spectrum.EQUAL:
         return _level(core, lead, children)
-    # A square matrix meets its weights from both sides.
-    share = condition**0.5 if children == order == 2 else condition
+    # An unfolding meets the weights of its own axis from one side and those of the others from the other.
+    share = condition**0.5 if children > 1 else condition
     for axis in range(children):
         weights = _weights(core.shape[lead + axis], core, share, spectrum)
         core = mode_product(core, torch.diag(weights), axis, order)

@@ -10,10 +10,11 @@ import geoopt
 import torch
 
 from tenfold.testing.check import CHECKS
+from tenfold.testing.kinds import subject_of
 from tenfold.testing.outcome import CheckResult, Status
 from tenfold.testing.points import Spectrum
 from tenfold.testing.sample import Sample
-from tenfold.testing.subject import Embedding, LowRankSubject, Subject, subject_of
+from tenfold.testing.subject import Embedding, LowRankSubject, Subject
 
 __all__ = ["Report", "check_manifold"]
 

@@ -21,9 +21,10 @@ from tenfold.manifolds import (
     TreeManifold,
     TuckerManifold,
 )
+from tenfold.testing.kinds import subject_of
 from tenfold.testing.points import Spectrum
 from tenfold.testing.sample import Sample
-from tenfold.testing.subject import Embedding, subject_of
+from tenfold.testing.subject import Embedding
 
 __all__ = [
     "fixed_rank_manifolds",

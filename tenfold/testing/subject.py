@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import abc
-import copy
-import itertools
-import math
 from collections.abc import Callable
 
 import geoopt
@@ -14,9 +11,8 @@ import torch
 from tenfold.manifolds import LowRankManifold
 from tenfold.testing.outcome import NotApplicable
 from tenfold.testing.points import Spectrum, other_gauge, point_with
-from tenfold.testing.tolerances import difference_step
 
-__all__ = ["AmbientSubject", "LowRankSubject", "Subject", "subject_of"]
+__all__ = ["Embedding", "LowRankSubject", "Subject"]
 
 Embedding = Callable[[torch.Tensor], torch.Tensor]
 
@@ -176,140 +172,3 @@ class LowRankSubject(Subject):
 
     def other_gauge(self, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         return other_gauge(self.low_rank, x, generator)
-
-
-class AmbientSubject(Subject):
-    """A manifold whose points are their own embedding, as in geoopt: a sphere, a Stiefel manifold.
-
-    Its tangent spaces are the ranges of the derivative of ``projx``, by central differences.
-
-    Parameters
-    ----------
-    manifold : geoopt.Manifold
-        The manifold, with real points.
-    shape : tuple of int or None
-        Shape of a point; None tries a few small ones.
-    order : int or None
-        The claimed order of the retraction.
-    """
-
-    def __init__(
-        self, manifold: geoopt.Manifold, *, shape: tuple[int, ...] | None = None, order: int | None = None
-    ):
-        self.manifold = manifold
-        self.point_shape = _fitting_shape(manifold) if shape is None else tuple(shape)
-        self.length = math.prod(self.point_shape)
-        self.order = order
-        # Truncation and rounding of a central difference, with a factor for the third derivative.
-        self.jacobian_error = 100 * difference_step(torch.float64) ** 2
-
-    def at(self, dtype: torch.dtype) -> AmbientSubject:
-        if next(itertools.chain(self.manifold.buffers(), self.manifold.parameters()), None) is None:
-            return self
-        manifold = copy.deepcopy(self.manifold).to(dtype)
-        return AmbientSubject(manifold, shape=self.point_shape, order=self.order)
-
-    def dense(self, x: torch.Tensor) -> torch.Tensor:
-        return self.flat(x)
-
-    def tangent(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-        return self.flat(u)
-
-    def project(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-        return self.manifold.proju(x, z.reshape(*z.shape[:-1], *self.point_shape))
-
-    def jacobian(self, x: torch.Tensor) -> torch.Tensor:
-        batch = x.shape[: x.ndim - len(self.point_shape)]
-        step = difference_step(x.dtype)
-        moves = step * torch.eye(self.length).to(x)
-        moves = moves.reshape(self.length, *(1,) * len(batch), *self.point_shape)
-        ahead = self.manifold.projx((x + moves).contiguous())
-        behind = self.manifold.projx((x - moves).contiguous())
-        return self.flat(_plain(ahead - behind) / (2 * step)).movedim(0, -1)
-
-    def point(
-        self,
-        generator: torch.Generator,
-        batch: tuple[int, ...],
-        dtype: torch.dtype,
-        condition: float,
-        spectrum: Spectrum,
-    ) -> torch.Tensor:
-        if spectrum is not Spectrum.DECAY:
-            raise NotApplicable("points of this manifold have no singular values to prescribe")
-        return self.random(generator, batch, dtype)
-
-    def random(self, generator: torch.Generator, batch: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        return random_point(self.manifold, (*batch, *self.point_shape), dtype, generator)
-
-
-def random_point(
-    manifold: geoopt.Manifold, size: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator
-) -> torch.Tensor:
-    """geoopt's ``random``, seeded; manifolds that have none project a normal tensor."""
-    seed = int(torch.randint(2**31, (), generator=generator))
-    with torch.random.fork_rng(devices=[]):
-        torch.random.manual_seed(seed)
-        try:
-            return _plain(manifold.random(*size, dtype=dtype))
-        except NotImplementedError:
-            return _plain(manifold.projx(torch.randn(size, dtype=dtype)))
-
-
-def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    """Without the subclass that geoopt wraps around random points."""
-    return tensor.detach().as_subclass(torch.Tensor)
-
-
-def _fitting_shape(manifold: geoopt.Manifold) -> tuple[int, ...]:
-    size = getattr(manifold, "n_elements", None)
-    candidates = [(size,)] if isinstance(size, int) else [(5,), (5, 3), (3, 3)]
-    for shape in candidates:
-        if len(shape) == manifold.ndim and manifold.check_point(torch.zeros(shape)):
-            try:
-                point = random_point(manifold, shape, torch.get_default_dtype(), torch.Generator())
-            except (ValueError, RuntimeError, AssertionError):
-                continue
-            if point.shape == shape and manifold.check_point_on_manifold(point):
-                return shape
-    raise ValueError(f"the shape of a point of {manifold} is needed (shape=...), none of {candidates} fits")
-
-
-def subject_of(
-    manifold: geoopt.Manifold,
-    *,
-    shape: tuple[int, ...] | None = None,
-    embed: Embedding | None = None,
-    order: int | None = None,
-) -> Subject:
-    """The view of a manifold that fits its kind.
-
-    Parameters
-    ----------
-    manifold : geoopt.Manifold
-        The manifold under test.
-    shape : tuple of int or None
-        Shape of a point; for manifolds that do not know it themselves.
-    embed : callable or None
-        The dense embedding of a low-rank manifold, if not its own.
-    order : int or None
-        The claimed order of its retraction, if it does not state one.
-
-    Raises
-    ------
-    TypeError
-        If it is not a ``geoopt.Manifold``.
-    ValueError
-        If an argument does not apply to this kind of manifold, or a shape is needed.
-    """
-    if not isinstance(manifold, geoopt.Manifold):
-        raise TypeError(f"a geoopt.Manifold is needed, got {manifold!r} of type {type(manifold).__name__}")
-    if order is not None and order not in (1, 2):
-        raise ValueError(f"the order of a retraction is 1 or 2, got {order}")
-    if isinstance(manifold, LowRankManifold):
-        if shape is not None and tuple(shape) != (manifold.size,):
-            raise ValueError(f"a point of {manifold} has the shape {(manifold.size,)}, got shape={shape}")
-        return LowRankSubject(manifold, embed=embed, order=order)
-    if embed is not None:
-        raise ValueError(f"the points of {manifold} are their own embedding: embed must be None")
-    return AmbientSubject(manifold, shape=shape, order=order)
