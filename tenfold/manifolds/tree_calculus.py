@@ -29,6 +29,7 @@ from tenfold.manifolds.tree import TensorTree
 __all__ = [
     "Frame",
     "augment",
+    "carry_core",
     "dense",
     "dense_tangent",
     "extend",
@@ -298,13 +299,8 @@ def transport_squares(
     ``(R * R) s``, entrywise. Here ``R`` is the product of the overlaps of old and new bases along every axis.
     What a new direction does not inherit it takes from the mean of its block.
     """
-    overlap: dict[int, torch.Tensor] = {}
-    squared: dict[int, torch.Tensor] = {}
-    for v in tree.bottomup:
-        if v != tree.root:
-            old = some(lift(tree, v, nodes[v], overlap))
-            overlap[v] = matrix(tree, v, target[v]).mT @ matrix(tree, v, old)
-            squared[v] = overlap[v].square()
+    overlap = _overlaps(tree, nodes, target)
+    squared = {v: item.square() for v, item in overlap.items()}
     out = list(target)
     outside: dict[int, torch.Tensor] = {}
     for v in tree.topdown:
@@ -317,6 +313,28 @@ def transport_squares(
         spread = some(lift(tree, v, squares[v] - mean, squared))
         out[v] = mean + (spread if v == tree.root else right(tree, v, spread, outside[v].square()))
     return out
+
+
+def _overlaps(tree: TensorTree, nodes: Nodes, target: Nodes) -> dict[int, torch.Tensor]:
+    """New bases times old bases, for every subtree."""
+    overlap: dict[int, torch.Tensor] = {}
+    for v in tree.bottomup:
+        if v != tree.root:
+            old = some(lift(tree, v, nodes[v], overlap))
+            overlap[v] = matrix(tree, v, target[v]).mT @ matrix(tree, v, old)
+    return overlap
+
+
+def carry_core(
+    tree: TensorTree, nodes: Nodes, target: Nodes, core: torch.Tensor, squares: bool
+) -> torch.Tensor:
+    """A core in the bases of ``nodes``, projected on those of ``target``; see also `transport_squares`."""
+    overlap = _overlaps(tree, nodes, target)
+    if not squares:
+        return some(lift(tree, tree.root, core, overlap))
+    mean = core.mean(dim=tuple(range(-tree.nodes[tree.root].legs, 0)), keepdim=True)
+    squared = {v: item.square() for v, item in overlap.items()}
+    return mean + some(lift(tree, tree.root, core - mean, squared))
 
 
 def extend(tree: TensorTree, nodes: Nodes, tangent: Nodes, frame: Frame) -> list[torch.Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import geoopt
@@ -62,14 +62,8 @@ class TreeManifold(LowRankManifold):
                 f"no tensor of shape {self.shape} has {self.name} rank {self._ranks}; "
                 f"the largest feasible rank below it is {feasible}"
             )
-        self._set_ranks(self._ranks)
-
-    def _set_ranks(self, ranks: Sequence[int]) -> None:
-        self._ranks = tuple(ranks)
-        by_edge = self.tree.edge_ranks(self._ranks)
-        self.factor_shapes = tuple(
-            self.tree.node_shape(v, self.shape, by_edge) for v in range(len(self.tree.nodes))
-        )
+        by_edge = tree.edge_ranks(self._ranks)
+        self.factor_shapes = tuple(tree.node_shape(v, self.shape, by_edge) for v in range(len(tree.nodes)))
 
     @property
     def rank(self) -> Any:
@@ -380,10 +374,10 @@ class TreeManifold(LowRankManifold):
     # Ranks -----------------------------------------------------------------------------------
 
     def truncation(self, x: torch.Tensor, u: torch.Tensor | None = None) -> Truncation:
-        nodes: Sequence[torch.Tensor] = self.unpack_tensor(x.detach())
         if u is not None:
-            frame = calculus.frame_of(self.tree, nodes)
-            nodes = calculus.extend(self.tree, nodes, self.unpack_tensor(u.detach()), frame)
+            wide, y = self.extended(x, u)
+            return _TreeTruncation(self, wide.unpack_tensor(y))
+        nodes = self.unpack_tensor(x.detach())
         return _TreeTruncation(self, nodes)
 
     def augment(self, x: torch.Tensor, u: torch.Tensor) -> tuple[Self, torch.Tensor]:
@@ -404,11 +398,53 @@ class TreeManifold(LowRankManifold):
         point : torch.Tensor
             Shape ``(*batch, manifold.size)``.
         """
+        return self._widened(calculus.augment, x, u)
+
+    def extended(self, x: torch.Tensor, u: torch.Tensor) -> tuple[Self, torch.Tensor]:
+        """The sum ``x + u``, exactly, in the bases of :meth:`augment`; arguments and result as there."""
+        return self._widened(calculus.extend, x, u)
+
+    def _widened(
+        self, build: Callable[..., list[torch.Tensor]], x: torch.Tensor, u: torch.Tensor
+    ) -> tuple[Self, torch.Tensor]:
         nodes = self.unpack_tensor(x.detach())
-        wide = calculus.augment(self.tree, nodes, self.unpack_tensor(u.detach()), self.frame(x))
+        wide = build(self.tree, nodes, self.unpack_tensor(u.detach()), self.frame(x))
         manifold = copy.copy(self)
-        manifold._set_ranks([wide[group[0]].shape[-1] for group in self.tree.ranks])
+        manifold._ranks = tuple(wide[group[0]].shape[-1] for group in self.tree.ranks)
+        # Taken from the nodes: edges that share a rank may be cut off at different mode sizes.
+        lead = x.ndim - 1
+        manifold.factor_shapes = tuple(tuple(node.shape[lead:]) for node in wide)
         return manifold, manifold.pack_point(*wide)
+
+    def carry_core(
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        core: torch.Tensor,
+        target: TreeManifold,
+        *,
+        squares: bool = False,
+    ) -> torch.Tensor:
+        """A tensor in the bases of one point, projected on the bases of another.
+
+        Parameters
+        ----------
+        x, y : torch.Tensor
+            Old point on this manifold, new point on ``target``.
+        core : torch.Tensor
+            Shape ``(*batch, *core of x)``.
+        target : TreeManifold
+            The manifold of ``y``.
+        squares : bool
+            The core holds second moments of uncorrelated entries, as in :meth:`transp_squares`.
+
+        Returns
+        -------
+        torch.Tensor
+            Shape ``(*batch, *core of y)``.
+        """
+        old, new = self.unpack_tensor(x), self._goal(target).unpack_tensor(y)
+        return calculus.carry_core(self.tree, old, new, core, squares)
 
     def _exact(self, tensor: torch.Tensor) -> tuple[Self, torch.Tensor]:
         tree, lead = self.tree, tensor.ndim - len(self.shape)

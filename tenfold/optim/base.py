@@ -309,13 +309,19 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
     def _name(self, parameter: torch.Tensor) -> str:
         return next(name for name, p in self._named() if p is parameter)
 
+    def _state_shape(self, parameter: torch.Tensor) -> tuple[int, ...]:
+        """Shape of the tangent vectors in the state of a parameter."""
+        return tuple(parameter.shape)
+
     def _check_state(self, batch: Batch) -> None:
-        for name in self._held(self.tangent_state, batch.state):
-            if batch.state[name].shape != batch.x.shape:
-                raise ValueError(
-                    f"{name} of {self._name(batch.members[0])} has {batch.state[name].shape[-1]} coordinates "
-                    f"instead of {batch.x.shape[-1]}: load the model's state before the optimizer's"
-                )
+        for p in batch.members:
+            for name in self._held(self.tangent_state, self.state[p]):
+                found, needed = tuple(self.state[p][name].shape), self._state_shape(p)
+                if found != needed:
+                    raise ValueError(
+                        f"{name} of {self._name(p)} has the shape {found} instead of {needed}: load the "
+                        "model's state before the optimizer's"
+                    )
 
     # State -----------------------------------------------------------------------------------
 
@@ -349,9 +355,10 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
         for number, p in zip(numbers, parameters, strict=False):
             for name in self.tangent_state:
                 saved = state_dict["state"].get(number, {}).get(name)
-                if saved is not None and saved.shape != p.shape:
+                if saved is not None and tuple(saved.shape) != self._state_shape(p):
                     raise ValueError(
                         f"the saved {name} of parameter {number} has the shape {tuple(saved.shape)}, the "
-                        f"parameter {tuple(p.shape)}: load the model's state before the optimizer's"
+                        f"parameter needs {self._state_shape(p)}: load the model's state before the "
+                        "optimizer's"
                     )
         super().load_state_dict({**state_dict, "param_groups": groups})

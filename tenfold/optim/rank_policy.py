@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, NamedTuple
 
+import torch
+
 from tenfold.manifolds import LowRankManifold, Truncation
 
 __all__ = ["Pending", "RankPolicy", "policy_from_state", "policy_state"]
@@ -130,6 +132,29 @@ class RankPolicy(abc.ABC):
                 settled.append(max(low, min(rank, high)))
             decided.append(tuple(settled))
         return decided
+
+    def truncate(
+        self, manifold: LowRankManifold, truncation: Truncation, step: int = 1
+    ) -> tuple[LowRankManifold, torch.Tensor]:
+        """Decide on the ranks of one tensor and carry the decision out.
+
+        Parameters
+        ----------
+        manifold : LowRankManifold
+            Where the parameter lives now.
+        truncation : Truncation
+            The spectra of its next value.
+        step : int
+            Number of the step, counted from 1.
+
+        Returns
+        -------
+        manifold : LowRankManifold
+            Where it will live.
+        point : torch.Tensor
+            Its next value, packed.
+        """
+        return truncation.to(self.decide([Pending(manifold, truncation)], step)[0])
 
     def _limits(self, item: Pending) -> list[tuple[int, int]]:
         limits = []

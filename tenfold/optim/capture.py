@@ -1,0 +1,113 @@
+"""Inputs and output gradients of modules, kept until the optimizer has used them."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from tenfold.manifolds import TreeManifold, is_low_rank
+
+__all__ = ["Capture"]
+
+
+@dataclass
+class _Call:
+    """One call of a module: what went in, and the gradient of what came out."""
+
+    module: nn.Module
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    autocast: tuple[bool, torch.dtype]
+    grad: torch.Tensor | None = None
+
+
+class Capture:
+    """Watches the modules that own low-rank parameters.
+
+    From the input of a module and the gradient of its output, the gradient with respect to an
+    augmented core can be formed without another evaluation of the network.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The network; forward hooks are registered on those of its modules that own a low-rank parameter.
+
+    Notes
+    -----
+    Inputs and output gradients stay in memory until :meth:`clear`. Modules must return one tensor and must
+    compute the same again from the same input.
+    """
+
+    def __init__(self, model: nn.Module):
+        self._calls: dict[int, list[_Call]] = {}
+        self._handles: list[RemovableHandle] = []
+        for module in model.modules():
+            if any(is_low_rank(p) for p in module.parameters(recurse=False)):
+                self._handles.append(module.register_forward_hook(self._watch, with_kwargs=True))
+
+    def _watch(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if not (torch.is_grad_enabled() and isinstance(output, torch.Tensor) and output.requires_grad):
+            return
+        kind = output.device.type
+        autocast = (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+        args = tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in args)
+        for name, parameter in module.named_parameters(recurse=False):
+            if is_low_rank(parameter):
+                call = _Call(module, name, args, kwargs, autocast)
+                self._calls.setdefault(id(parameter), []).append(call)
+                output.register_hook(lambda grad, call=call: setattr(call, "grad", grad))
+
+    def core_gradient(
+        self, parameter: torch.Tensor, manifold: TreeManifold, point: torch.Tensor
+    ) -> torch.Tensor | None:
+        """Gradient with respect to the core of another point that represents the same tensor.
+
+        Parameters
+        ----------
+        parameter : torch.Tensor
+            The parameter whose modules were called.
+        manifold : TreeManifold
+            Where ``point`` lives.
+        point : torch.Tensor
+            Packed, shape ``(manifold.size,)``.
+
+        Returns
+        -------
+        torch.Tensor or None
+            The gradient in the shape of the core; None if no call has been captured.
+        """
+        calls = [call for call in self._calls.get(id(parameter), ()) if call.grad is not None]
+        if not calls:
+            return None
+        factors = list(manifold.unpack_tensor(point.detach()))
+        core = factors[manifold.tree.root].clone().requires_grad_()
+        factors[manifold.tree.root] = core
+        total = torch.zeros_like(core)
+        for call in calls:
+            with torch.enable_grad(), _autocast(point.device.type, call.autocast):
+                packed = manifold.pack_point(*factors)
+                packed.manifold = manifold  # type: ignore[attr-defined]
+                output = torch.func.functional_call(call.module, {call.name: packed}, call.args, call.kwargs)
+            total += torch.autograd.grad(output, core, call.grad)[0]
+        return total
+
+    def clear(self) -> None:
+        """Forget everything that has been captured."""
+        self._calls.clear()
+
+    def close(self) -> None:
+        """Stop watching."""
+        self.clear()
+        for handle in self._handles:
+            handle.remove()
+
+
+def _autocast(kind: str, state: tuple[bool, torch.dtype]) -> Any:
+    enabled, dtype = state
+    return torch.autocast(kind, dtype) if enabled else nullcontext()

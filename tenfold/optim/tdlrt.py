@@ -1,0 +1,363 @@
+"""The rank-adaptive training of the TDLRT paper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from enum import Enum
+from typing import Any
+
+import geoopt
+import torch
+from torch import nn
+
+from tenfold.manifolds import LowRankManifold, TreeManifold, is_low_rank, move_
+from tenfold.optim.adam import RiemannianAdamW
+from tenfold.optim.base import Group, RiemannianOptimizer
+from tenfold.optim.capture import Capture
+from tenfold.optim.rank_policy import RankPolicy
+from tenfold.optim.sgd import RiemannianSGD
+from tenfold.optim.update import Adapting, Batch, State, Update
+
+__all__ = ["TDLRT", "Integrator", "TDLRTAdamW"]
+
+_FLAT = geoopt.Euclidean()
+"""The core in fixed bases is an ordinary tensor."""
+
+
+class Integrator(str, Enum):
+    """How an augmented step of TDLRT gets its gradient."""
+
+    TWO_PASS = "two-pass"
+    """The closure is evaluated again at the same weights in the augmented bases (Algorithm 1)."""
+    FUSED = "fused"
+    """From inputs and output gradients that the modules keep during the one evaluation."""
+    PARALLEL = "parallel"
+    """New directions get their first-order part only, which needs no further gradient."""
+
+
+class _CoreIntegration(RiemannianOptimizer):
+    """Steps of the core in bases that are augmented and truncated now and then."""
+
+    integrator: Integrator
+    _capture: Capture | None = None
+
+    def _integrate_with(self, integrator: Integrator | str, model: nn.Module | None) -> None:
+        self.integrator = Integrator(integrator)
+        if (self.integrator is Integrator.FUSED) != (model is not None):
+            raise ValueError(
+                f"model goes with the integrator 'fused' and only with it, got {self.integrator.value!r} and "
+                f"model={'None' if model is None else type(model).__name__}"
+            )
+        self._capture = None if model is None else Capture(model)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        for p in group["params"]:
+            if is_low_rank(p) and not isinstance(p.manifold, TreeManifold):
+                raise TypeError(f"{type(self).__name__} needs formats with a core, got {p.manifold}")
+        if group["rank_adaptation"] is None:
+            raise ValueError(f"{type(self).__name__} needs a rank_adaptation")
+        if group["damping"] is not None:
+            raise ValueError(f"{type(self).__name__} has no use for damping")
+
+    # When -------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _augments(policy: RankPolicy, step: int) -> bool:
+        """Whether bases move in a step; after ``policy.stop`` they do at the ranks they have."""
+        return step > policy.start and (step - policy.start) % policy.every == 0
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Move every parameter that has a gradient, or none.
+
+        Parameters
+        ----------
+        closure : callable or None
+            Reevaluates the model and returns the loss; the integrator ``"two-pass"`` needs it.
+
+        Returns
+        -------
+        The closure's first result, or None.
+
+        Raises
+        ------
+        ValueError
+            If the two-pass integrator gets no closure, if nothing was captured for a parameter, or
+            if a gradient or step is not finite; nothing has been changed then.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        elif self.integrator is Integrator.TWO_PASS:
+            raise ValueError("the two-pass integrator evaluates the loss again: call step(closure)")
+        self._second = self._second_evaluation(closure) if closure is not None else {}
+        try:
+            super().step()
+        finally:
+            self._second = {}
+            if self._capture is not None:
+                self._capture.clear()
+        return loss
+
+    @torch.no_grad()
+    def _second_evaluation(self, closure: Callable[[], Any]) -> dict[int, tuple[Any, ...]]:
+        """Gradients of the augmented cores, with the parameters back where they were."""
+        if self.integrator is not Integrator.TWO_PASS:
+            return {}
+        augmented: dict[int, tuple[Any, ...]] = {}
+        with ExitStack() as restore:
+            moved = []
+            for group in self.param_groups:
+                if not self._augments(group["rank_adaptation"], group["step"] + 1):
+                    continue
+                for p in group["params"]:
+                    if p.grad is None or not is_low_rank(p):
+                        continue
+                    home, x = p.manifold, p.detach().clone()
+                    self._require_finite([p.grad], [], [])
+                    wide, y = home.augment(x, home.egrad2rgrad(x, p.grad))
+                    restore.callback(move_, p, home, x)
+                    move_(p, wide, y)
+                    moved.append((p, wide, y, x))
+            if moved:
+                with torch.enable_grad():
+                    closure()
+            for p, wide, y, _ in moved:
+                if p.grad is None:
+                    raise ValueError(f"the second evaluation gave {self._name(p)} no gradient")
+                augmented[id(p)] = (wide, y, _core(wide, p.grad).clone())
+        for p, _, _, x in moved:
+            p.grad = torch.zeros_like(x)  # it takes part in the step; its gradient is the core's
+        return augmented
+
+    # What -------------------------------------------------------------------------------------
+
+    def _move(
+        self, group: Group, batch: Batch, adapt: bool, conditioning: list[torch.Tensor]
+    ) -> list[Update | Adapting]:
+        if not isinstance(batch.manifold, LowRankManifold):
+            return list(super()._move(group, batch, adapt, conditioning))
+        policy, step = group["rank_adaptation"], group["step"] + 1
+        if not self._augments(policy, step):
+            return self._core_steps(group, batch)
+        moved: list[Update | Adapting] = []
+        grads = _stack_of(batch, batch.grad)
+        for (p, x, state), grad in zip(batch.split(batch.x, batch.state), grads, strict=True):
+            wide, y, state = self._augmented_step(group, p, x, grad, state)
+            truncation = wide.truncation(y)
+            if adapt:
+                moved.append(Adapting(p, y, truncation, {**state, "_from": wide}))
+            else:
+                new, z = truncation.to(p.manifold.rank)
+                moved.append(Update(p, z, self._rotated(state, wide, y, new, z), new))
+        return moved
+
+    def _core_steps(self, group: Group, batch: Batch) -> list[Update | Adapting]:
+        """Bases stay; nothing but the cores moves."""
+        manifold = batch.manifold
+        factors = list(manifold.unpack_tensor(batch.x))
+        grad = _core(manifold, batch.grad)
+        factors[manifold.tree.root], state = self._stepped(
+            group, factors[manifold.tree.root], grad, batch.state
+        )
+        return [Update(p, y, s) for p, y, s in batch.split(manifold.pack_point(*factors), state)]
+
+    def _stepped(
+        self, group: Group, core: torch.Tensor, grad: torch.Tensor, state: State
+    ) -> tuple[torch.Tensor, State]:
+        """One step of the inner optimizer on a core."""
+        grad = -grad if group["maximize"] else grad
+        if group["weight_decay"] and not self.decoupled_decay:
+            grad = grad.add(core, alpha=group["weight_decay"])
+        direction, state = self._direction(group, _FLAT, core, grad, state)
+        return core - group["lr"] * direction, state
+
+    def _augmented_step(
+        self, group: Group, p: geoopt.ManifoldParameter, x: torch.Tensor, grad: torch.Tensor, state: State
+    ) -> tuple[TreeManifold, torch.Tensor, State]:
+        """The stepped tensor in the augmented bases, and the state in them."""
+        home = p.manifold
+        if id(p) in self._second:
+            wide, y, core_grad = self._second[id(p)]
+        else:
+            rgrad = home.egrad2rgrad(x, grad)
+            if self.integrator is Integrator.PARALLEL:
+                return self._parallel_step(group, home, x, grad, rgrad, state)
+            wide, y = home.augment(x, rgrad)
+            assert self._capture is not None
+            core_grad = self._capture.core_gradient(p, wide, y)
+            if core_grad is None:
+                raise ValueError(f"nothing was captured for {self._name(p)}: is it part of the model?")
+        state = self._rotated(state, home, x, wide, y)
+        factors = list(wide.unpack_tensor(y))
+        factors[wide.tree.root], state = self._stepped(group, factors[wide.tree.root], core_grad, state)
+        return wide, wide.pack_point(*factors), state
+
+    def _parallel_step(
+        self,
+        group: Group,
+        home: TreeManifold,
+        x: torch.Tensor,
+        grad: torch.Tensor,
+        rgrad: torch.Tensor,
+        state: State,
+    ) -> tuple[TreeManifold, torch.Tensor, State]:
+        root, sign = home.tree.root, -1.0 if group["maximize"] else 1.0
+        core = home.unpack_tensor(x)[root]
+        new, stepped = self._stepped(group, core, _core(home, grad), state)
+        blocks = [-sign * group["lr"] * block for block in home.unpack_tensor(rgrad)]
+        blocks[root] = new - core
+        wide, y = home.extended(x, home.pack_point(*blocks))
+        return wide, y, self._rotated(stepped, home, x, wide, y)
+
+    def _adapt(self, policy: RankPolicy, adapting: Any, step: int) -> list[Update]:
+        ours = [item for item in adapting if "_from" in item.state]
+        updates = list(super()._adapt(policy, [i for i in adapting if "_from" not in i.state], step))
+        for item, ranks in zip(ours, policy.decide([a.pending for a in ours], step), strict=True):
+            wide = item.state.pop("_from")
+            new, z = item.truncation.to(ranks)
+            updates.append(Update(item.parameter, z, self._rotated(item.state, wide, item.x, new, z), new))
+        return updates
+
+    def _rotated(
+        self, state: State, old: TreeManifold, x: torch.Tensor, new: TreeManifold, y: torch.Tensor
+    ) -> State:
+        """The inner optimizer's state in other bases."""
+        moved = dict(state)
+        for name in self._held(self.tangent_state, state):
+            moved[name] = old.carry_core(x, y, state[name], new)
+        for name in self._held(self.square_state, state):
+            moved[name] = old.carry_core(x, y, state[name], new, squares=True)
+        return moved
+
+    def _state_shape(self, parameter: torch.Tensor) -> tuple[int, ...]:
+        if not is_low_rank(parameter):
+            return super()._state_shape(parameter)
+        manifold = parameter.manifold
+        return (*parameter.shape[:-1], *manifold.factor_shapes[manifold.tree.root])
+
+    def close(self) -> None:
+        """Remove the hooks that the integrator ``"fused"`` put on the model."""
+        if self._capture is not None:
+            self._capture.close()
+
+
+def _core(manifold: TreeManifold, packed: torch.Tensor) -> torch.Tensor:
+    return manifold.unpack_tensor(packed)[manifold.tree.root]
+
+
+def _stack_of(batch: Batch, stacked: torch.Tensor) -> list[torch.Tensor]:
+    return [part for _, part, _ in batch.split(stacked, {})]
+
+
+class TDLRT(_CoreIntegration, RiemannianSGD):
+    r"""Geometry-aware, rank-adaptive training in factorized form (TDLRT), with SGD on the core.
+
+    Every ``rank_adaptation.every`` steps the bases are augmented by the gradient, the core takes its
+    step in the augmented bases, and the result is truncated:
+
+    .. math::
+
+        \hat U_v &= \operatorname{orth}[U_v \mid \nabla_{U_v} L], \qquad
+        \tilde C = C \times_v \hat U_v^T U_v \\
+        \hat C &= \tilde C - \lambda \nabla_C L(\tilde C \times_v \hat U_v) \qquad
+        \text{(with momentum: its buffer in the same bases)} \\
+        (C^+, P_v) &= \text{HOSVD}_\tau(\hat C), \qquad U_v^+ = \hat U_v P_v .
+
+    Before truncation this is ``W - lr P G`` with the orthogonal projection ``P`` on the augmented bases.
+    The steps between move the core alone. After ``rank_adaptation.stop`` the bases still move, at the
+    ranks they have.
+
+    In contrast to a Riemannian step, which gives a new direction only its part of second order in the step,
+    the augmented core has room for the gradient between new directions, so ranks grow at any step size.
+
+    Parameters
+    ----------
+    params, lr, momentum, dampening, weight_decay, nesterov, maximize, foreach, stabilize, check_finite
+        As for :class:`RiemannianSGD`; momentum is kept for the core and rotated with the bases.
+    rank_adaptation : RankPolicy
+        How ranks are adapted, and how often (``every``).
+    integrator : Integrator or str
+        ``"two-pass"`` takes a closure and evaluates it twice in augmented steps; ``"fused"`` evaluates
+        the model once and forms the same step from what its modules keep; ``"parallel"`` needs neither.
+    model : torch.nn.Module or None
+        For ``"fused"``: the network, on which forward hooks are registered until :meth:`close`.
+
+    Raises
+    ------
+    ValueError
+        If a hyperparameter is out of range, or the model is missing or superfluous.
+
+    Notes
+    -----
+    Complexity of an augmented step per parameter: QR with ``2 r`` columns of every basis, a core of ranks
+    ``2 r``, its SVDs; the steps between cost a few operations per entry of the core. ``"fused"`` keeps
+    input and output gradient of every low-rank module until the step and does not work with
+    ``GradScaler`` or inside a compiled graph.
+
+    References
+    ----------
+    Zangrando et al., "Geometry-aware training of factorized layers in tensor Tucker format", NeurIPS 2024
+    (arXiv 2305.19059).
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | torch.Tensor = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        rank_adaptation: RankPolicy,
+        integrator: Integrator | str = Integrator.TWO_PASS,
+        model: nn.Module | None = None,
+        **options: Any,
+    ):
+        self._integrate_with(integrator, model)
+        super().__init__(
+            params,
+            lr,
+            momentum,
+            dampening,
+            weight_decay,
+            nesterov,
+            rank_adaptation=rank_adaptation,
+            **options,
+        )
+
+
+class TDLRTAdamW(_CoreIntegration, RiemannianAdamW):
+    """:class:`TDLRT` with AdamW on the core, its moments rotated with the bases.
+
+    Parameters
+    ----------
+    params, lr, betas, eps, weight_decay, amsgrad, maximize, foreach, stabilize, check_finite
+        As for :class:`RiemannianAdamW`.
+    rank_adaptation, integrator, model
+        As for :class:`TDLRT`.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | torch.Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        rank_adaptation: RankPolicy,
+        integrator: Integrator | str = Integrator.TWO_PASS,
+        model: nn.Module | None = None,
+        **options: Any,
+    ):
+        self._integrate_with(integrator, model)
+        options.setdefault("damping", None)
+        super().__init__(
+            params, lr, betas, eps, weight_decay, amsgrad, rank_adaptation=rank_adaptation, **options
+        )

@@ -1,0 +1,277 @@
+"""TDLRT: the three integrators against dense formulas and against each other."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import tenfold
+from tenfold.manifolds import TuckerManifold
+from tenfold.optim import TDLRT, RankAdaptation, RiemannianSGD, TDLRTAdamW
+from tests.optim.problems import MANIFOLDS, dense, distance, generator, target
+
+EXACT = RankAdaptation(0.0)
+
+
+class Tensor(nn.Module):
+    """A module whose output is the tensor itself, so that the loss is a plain function of it."""
+
+    def __init__(self, manifold, seed=0):
+        super().__init__()
+        point = manifold.random(dtype=torch.float64, generator=generator(seed))
+        tenfold.nn.declare(self, "weight", manifold, point)
+
+    def forward(self):
+        return self.weight.manifold.to_dense(self.weight)
+
+
+def make(integrator, net, cls=TDLRT, **options):
+    options.setdefault("rank_adaptation", EXACT)
+    model = net if integrator == "fused" else None
+    return cls(net.parameters(), integrator=integrator, model=model, **options)
+
+
+def run(optimizer, net, goal, steps):
+    losses = []
+    for _ in range(steps):
+
+        def closure():
+            optimizer.zero_grad()
+            loss = 0.5 * (net() - goal).square().sum()
+            loss.backward()
+            return loss
+
+        if optimizer.integrator == "two-pass":
+            losses.append(optimizer.step(closure).item())
+        else:
+            losses.append(closure().item())
+            optimizer.step()
+    return losses
+
+
+@pytest.mark.parametrize("integrator", ["two-pass", "fused"])
+@pytest.mark.parametrize("manifold", MANIFOLDS[:3], ids=str)
+def test_augmented_step_is_the_projected_gradient_step(manifold, integrator):
+    """W+ = W - lr G x_i U^_i U^_i^T with U^_i = orth[U_i | g_i], for Tucker and matrices."""
+    net, goal = Tensor(manifold), target(manifold)
+    w = dense(net.weight)
+    g = w - goal
+    distance(net.weight, goal).backward()
+    projected = g
+    factors = manifold.unpack_tensor(net.weight.detach())[1:]
+    gradients = manifold.unpack_tensor(net.weight.grad)[1:]
+    modes = getattr(manifold, "modes", (0, 1))
+    for mode, u, g_u in zip(modes, factors, gradients, strict=True):
+        basis = torch.linalg.qr(torch.cat([u, g_u], dim=1))[0]
+        projected = torch.tensordot(projected, basis @ basis.T, dims=([mode], [0])).movedim(-1, mode)
+    net.zero_grad()
+    run(make(integrator, net, lr=0.3), net, goal, 1)
+    torch.testing.assert_close(dense(net.weight), w - 0.3 * projected)
+
+
+@pytest.mark.parametrize("manifold", MANIFOLDS, ids=str)
+@pytest.mark.parametrize("cls", [TDLRT, TDLRTAdamW])
+def test_fused_and_two_pass_take_the_same_steps(manifold, cls):
+    goal = target(manifold)
+    options = {"momentum": 0.7, "lr": 0.2} if cls is TDLRT else {"lr": 0.05}
+    nets = []
+    for integrator in ("two-pass", "fused"):
+        net = Tensor(manifold)
+        policy = RankAdaptation(0.02, every=3, max_rank=4)
+        optimizer = make(integrator, net, cls, rank_adaptation=policy, **options)
+        losses = run(optimizer, net, goal, 9)
+        assert losses[-1] < losses[0]
+        nets.append(net)
+    assert nets[0].weight.manifold == nets[1].weight.manifold
+    torch.testing.assert_close(dense(nets[0].weight), dense(nets[1].weight))
+
+
+@pytest.mark.parametrize("manifold", MANIFOLDS, ids=str)
+def test_parallel_is_the_riemannian_step_with_adaptive_retraction(manifold):
+    goal = target(manifold)
+    policy = RankAdaptation(0.2)
+    net, other = Tensor(manifold), Tensor(manifold)
+    ours = make("parallel", net, lr=0.3, rank_adaptation=policy)
+    theirs = RiemannianSGD(other.parameters(), lr=0.3, rank_adaptation=policy)
+    theirs.integrator = "none"
+    run(ours, net, goal, 4)
+    run(theirs, other, goal, 4)
+    assert net.weight.manifold == other.weight.manifold
+    torch.testing.assert_close(dense(net.weight), dense(other.weight))
+
+
+@pytest.mark.parametrize("manifold", MANIFOLDS, ids=str)
+@pytest.mark.parametrize("integrator", ["two-pass", "fused"])
+def test_descent_is_at_least_that_of_the_riemannian_step(manifold, integrator):
+    """L(W+) <= L(W) - lr (1 - lr/2) |P G|^2 and |P G| >= |P(W) G|: the tangent space is in the subspace."""
+    net, goal = Tensor(manifold), target(manifold)
+    x = net.weight.detach().clone()
+    tangent = manifold.norm(x, manifold.project_dense(x, dense(net.weight) - goal)).item()
+    losses = run(make(integrator, net, lr=0.5), net, goal, 2)
+    assert losses[1] <= losses[0] - 0.5 * 0.75 * tangent**2 + 1e-10
+
+
+@pytest.mark.parametrize("integrator", ["two-pass", "fused"])
+def test_ranks_grow_at_small_steps_where_the_parallel_integrator_stays(integrator):
+    truth = TuckerManifold((12, 12, 12), 4)
+    goal = truth.to_dense(truth.random(dtype=torch.float64, generator=generator(0)))
+    ranks = {}
+    for kind in (integrator, "parallel"):
+        net = Tensor(TuckerManifold((12, 12, 12), 2))
+        policy = RankAdaptation(0.01, every=2)
+        run(make(kind, net, lr=0.05, rank_adaptation=policy), net, goal, 6)
+        ranks[kind] = sum(net.weight.manifold.rank)
+    assert ranks[integrator] > ranks["parallel"]
+
+
+@pytest.mark.parametrize("decay", [1.0, 2.0, 10.0, 100.0])
+@pytest.mark.parametrize("integrator", ["two-pass", "fused"])
+def test_toy_converges_at_any_conditioning_and_finds_the_true_rank(decay, integrator):
+    truth = TuckerManifold((20, 20, 20), 4)
+    goal = truth.to_dense(truth.random(dtype=torch.float64, generator=generator(0)))
+    goal *= 20 / goal.norm()
+    net = Tensor(TuckerManifold((20, 20, 20), 8))
+    core, *factors = net.weight.manifold.unpack_tensor(net.weight.detach())
+    scale = decay ** -torch.arange(8, dtype=torch.float64)
+    core = core * scale[:, None, None] * scale[:, None] * scale
+    net.weight.data.copy_(net.weight.manifold.pack_point(core, *factors))
+    losses = run(make(integrator, net, lr=0.5, rank_adaptation=RankAdaptation(1e-3)), net, goal, 20)
+    assert min(losses) < 1e-8
+    assert net.weight.manifold.rank == (4, 4, 4)
+
+
+def test_between_augmentations_only_the_core_moves():
+    manifold, goal = MANIFOLDS[0], target(MANIFOLDS[0])
+    net = Tensor(manifold)
+    before = [f.clone() for f in manifold.unpack_tensor(net.weight.detach())]
+    run(
+        make("two-pass", net, lr=0.2, momentum=0.9, rank_adaptation=RankAdaptation(0.1, every=10)),
+        net,
+        goal,
+        3,
+    )
+    after = manifold.unpack_tensor(net.weight.detach())
+    assert not torch.equal(before[0], after[0])
+    for a, b in zip(before[1:], after[1:], strict=True):
+        assert torch.equal(a, b)
+
+
+def test_final_phase_moves_the_bases_at_fixed_rank():
+    manifold, goal = MANIFOLDS[0], target(MANIFOLDS[0])
+    net = Tensor(manifold)
+    optimizer = make(
+        "two-pass", net, lr=0.2, momentum=0.5, rank_adaptation=RankAdaptation(0.0, every=2, stop=2)
+    )
+    run(optimizer, net, goal, 2)
+    rank, basis = net.weight.manifold.rank, net.weight.manifold.unpack_tensor(net.weight.detach())[1].clone()
+    losses = run(optimizer, net, goal, 4)
+    assert net.weight.manifold.rank == rank != manifold.rank
+    assert losses[-1] < losses[0]
+    assert not torch.allclose(net.weight.manifold.unpack_tensor(net.weight.detach())[1], basis)
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    net = nn.Sequential(
+        nn.Conv2d(2, 6, 3, padding=1), nn.Tanh(), nn.Conv2d(6, 8, 3), nn.Flatten(), nn.Linear(8 * 4 * 4, 10)
+    )
+    net = net.double()
+    tenfold.nn.factorize(net, rank=0.5, exclude=["0"], init="random")
+    return net
+
+
+def train(net, optimizer, steps, seed=1):
+    source = generator(seed)
+    losses = []
+    for _ in range(steps):
+        x = torch.randn(16, 2, 6, 6, dtype=torch.float64, generator=source)
+        y = x.sum((1, 2, 3)).abs().long().clamp(max=9)
+
+        def closure(x=x, y=y):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(net(x), y)
+            loss.backward()
+            return loss
+
+        if optimizer.integrator == "two-pass":
+            losses.append(optimizer.step(closure).item())
+        else:
+            losses.append(closure().item())
+            optimizer.step()
+    return losses
+
+
+def test_network_with_plain_parameters_trains_alike_under_both_integrators():
+    nets = [network(), network()]
+    policy = RankAdaptation(0.1, every=2)
+    options = {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3, "rank_adaptation": policy}
+    for net, kind in zip(nets, ("two-pass", "fused"), strict=True):
+        losses = train(net, make(kind, net, **options), 8)
+        assert losses[-1] < losses[0]
+    for (name, a), b in zip(nets[0].named_parameters(), nets[1].parameters(), strict=True):
+        a, b = (dense(p) if hasattr(p, "manifold") else p.detach() for p in (a, b))
+        torch.testing.assert_close(a, b, msg=name)
+
+
+def test_state_goes_on_identically_across_rank_changes():
+    net = network()
+    optimizer = make("fused", net, TDLRTAdamW, lr=0.01, rank_adaptation=RankAdaptation(0.1, every=2))
+    train(net, optimizer, 3)
+    saved = copy.deepcopy((net.state_dict(), optimizer.state_dict()))
+    fresh = network(seed=5)
+    resumed = make("fused", fresh, TDLRTAdamW, lr=1.0)
+    fresh.load_state_dict(saved[0])
+    resumed.load_state_dict(saved[1])
+    train(net, optimizer, 4, seed=2)
+    train(fresh, resumed, 4, seed=2)
+    for a, b in zip(net.parameters(), fresh.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_failed_second_evaluation_restores_the_parameters():
+    net, goal = Tensor(MANIFOLDS[0]), target(MANIFOLDS[0])
+    optimizer = make("two-pass", net, lr=0.1, momentum=0.9)
+    x, calls = net.weight.detach().clone(), []
+
+    def closure():
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("out of data")
+        optimizer.zero_grad()
+        distance(net.weight, goal).backward()
+
+    with pytest.raises(RuntimeError, match="out of data"):
+        optimizer.step(closure)
+    assert net.weight.manifold == MANIFOLDS[0]
+    assert torch.equal(net.weight, x)
+
+
+def test_refusals():
+    net = Tensor(MANIFOLDS[0])
+    with pytest.raises(ValueError, match="model goes with"):
+        TDLRT(net.parameters(), integrator="fused", rank_adaptation=EXACT)
+    with pytest.raises(ValueError, match="model goes with"):
+        TDLRT(net.parameters(), integrator="parallel", model=net, rank_adaptation=EXACT)
+    with pytest.raises(ValueError, match="sideways"):
+        TDLRT(net.parameters(), integrator="sideways", rank_adaptation=EXACT)
+    with pytest.raises(ValueError, match="needs a rank_adaptation"):
+        TDLRT(net.parameters(), rank_adaptation=None)
+    with pytest.raises(ValueError, match="damping"):
+        TDLRT(net.parameters(), rank_adaptation=EXACT, damping=0.1)
+    with pytest.raises(ValueError, match=r"step\(closure\)"):
+        TDLRT(net.parameters(), rank_adaptation=EXACT).step()
+    stranger = Tensor(MANIFOLDS[0], seed=3)
+    optimizer = TDLRT(net.parameters(), integrator="fused", model=stranger, rank_adaptation=EXACT)
+    distance(net.weight, target(MANIFOLDS[0])).backward()
+    with pytest.raises(ValueError, match="nothing was captured"):
+        optimizer.step()
+
+
+def test_closed_capture_keeps_nothing():
+    net, goal = Tensor(MANIFOLDS[0]), target(MANIFOLDS[0])
+    optimizer = make("fused", net, lr=0.1)
+    run(optimizer, net, goal, 1)
+    optimizer.close()
+    (net() - goal).sum().backward()
+    assert not optimizer._capture._calls
