@@ -261,9 +261,9 @@ class LowRankManifold(geoopt.Manifold, metaclass=abc.ABCMeta):
         torch.Tensor
             Shape ``(*batch,)`` or ``(*batch, 1)``.
         """
-        product = (u * (u if v is None else v)).sum(-1, keepdim=keepdim)
-        batch = torch.broadcast_shapes(x.shape[:-1], u.shape[:-1])
-        return product.expand(*batch, 1) if keepdim else product.expand(batch)
+        product = (u * (u if v is None else v)).sum(-1)
+        product = product.expand(torch.broadcast_shapes(x.shape[:-1], product.shape))
+        return product.unsqueeze(-1) if keepdim else product
 
     def norm(self, x: torch.Tensor, u: torch.Tensor, *, keepdim: bool = False) -> torch.Tensor:
         """Frobenius norm of a tangent tensor; see :meth:`inner` for the shapes."""
