@@ -41,11 +41,11 @@ class WolfeSearch:
         \phi(a) &\le \phi(0) + c_1 a \phi'(0) \\
         |\phi'(a)| &\le c_2 |\phi'(0)|
 
-    The search is :func:`scipy.optimize.line_search` (Nocedal and Wright, algorithms 3.5 and 3.6) in the variable
-    ``t = a / guess``: SciPy never tries a longer first step than 1, so the guess goes into the scale. Should
-    SciPy give up, the last resort is the trial with the smallest loss among those that satisfy the first
-    condition, or, where rounding hides the decrease, those that satisfy the second without raising the
-    loss by more than rounding (Hager and Zhang's approximate Wolfe conditions).
+    The search is :func:`scipy.optimize.line_search` (Nocedal and Wright, algorithms 3.5 and 3.6) in the
+    variable ``t = a / guess``: SciPy never tries a longer first step than 1, so the guess goes into the
+    scale. Should SciPy give up, the last resort is the trial with the smallest loss among those that satisfy
+    the first condition, or, where rounding hides the decrease, those that satisfy the second without raising
+    the loss by more than rounding (Hager and Zhang's approximate Wolfe conditions).
 
     Parameters
     ----------

@@ -1,0 +1,350 @@
+"""Optimizers for deterministic problems: directions with memory, and a line search along the retraction."""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import geoopt
+import torch
+
+from tenfold.manifolds import LowRankManifold, is_low_rank, move_
+from tenfold.manifolds.growth import grow
+from tenfold.optim.curve import SearchCurve, Tangent, inner, riemannian
+from tenfold.optim.line_search import Trial, WolfeSearch
+from tenfold.optim.line_search_report import LineSearchReport, Outcome
+from tenfold.optim.rank_policy import Pending, RankPolicy
+
+__all__ = ["LineSearchOptimizer"]
+
+Evaluate: TypeAlias = Callable[[], torch.Tensor]
+
+
+class LineSearchOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
+    """Base of the optimizers with a line search. A subclass says what the direction is.
+
+    All parameters, on whatever manifolds, are one point on the product of these; there is one parameter
+    group, one direction and one step length.
+
+    Parameters
+    ----------
+    params : iterable
+        Parameters or named parameters; a single group.
+    max_iter : int
+        Iterations in each call of :meth:`step`.
+    tolerance_grad : float
+        Norm of the Riemannian gradient at which to stop.
+    search : WolfeSearch
+        The line search.
+    first_step : float or None
+        Length of the tangent vector that the first line search tries first; None means the norm of the
+        gradient, but at most 1. Later searches try first what the curvature along the last one suggests.
+
+    Attributes
+    ----------
+    report : LineSearchReport or None
+        What happened in the last step.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        *,
+        max_iter: int,
+        tolerance_grad: float,
+        search: WolfeSearch,
+        first_step: float | None,
+    ):
+        if isinstance(max_iter, bool) or not isinstance(max_iter, int) or max_iter < 1:
+            raise ValueError(f"max_iter must be an integer of at least 1, got {max_iter}")
+        if not tolerance_grad >= 0:
+            raise ValueError(f"tolerance_grad must not be negative, got {tolerance_grad}")
+        if not isinstance(search, WolfeSearch):
+            raise TypeError(f"search must be a WolfeSearch, got {search!r}")
+        if first_step is not None and not 0 < first_step < math.inf:
+            raise ValueError(f"first_step must be a positive number or None, got {first_step}")
+        defaults = {
+            "max_iter": max_iter,
+            "tolerance_grad": tolerance_grad,
+            "decrease": search.decrease,
+            "curvature": search.curvature,
+            "max_doublings": search.max_doublings,
+            "first_step": first_step,
+            "last_curvature": None,
+            "last_slope": None,
+        }
+        super().__init__(params, defaults)
+        self.report: LineSearchReport | None = None
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refuse a second group: there is one direction and one step length."""
+        if getattr(self, "param_groups", None):
+            raise ValueError(
+                f"{type(self).__name__} takes a single parameter group: one line search moves all"
+            )
+        super().add_param_group(param_group)
+        for number, p in enumerate(self.param_groups[0]["params"]):
+            if p.dtype not in (torch.float32, torch.float64):
+                raise TypeError(f"parameter {number} must be float32 or float64, got {p.dtype}")
+
+    # What a subclass defines -----------------------------------------------------------------
+
+    @abc.abstractmethod
+    def _direction(self, live: list[torch.Tensor], gradient: Tangent) -> Tangent:
+        """The direction to search, from the state; steepest descent where there is none.
+
+        All state tensors are tangent vectors at the parameter, or :meth:`_change` is overridden.
+        """
+
+    @abc.abstractmethod
+    def _remember(self, curve: SearchCurve, accepted: Trial, old: Tangent, new: Tangent) -> None:
+        """Write the state after an accepted step, given the gradients before and after it."""
+
+    # Ranks -----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def adapt_ranks(self, policy: RankPolicy, step: int = 1) -> None:
+        """Truncate all low-rank parameters to the ranks that a policy decides on; the state is transported.
+
+        Parameters
+        ----------
+        policy : RankPolicy
+            Who decides. When it is due is left to the caller.
+        step : int
+            Number of the step, counted from 1, for policies that depend on it.
+
+        Raises
+        ------
+        TypeError
+            If the policy is none.
+        """
+        if not isinstance(policy, RankPolicy):
+            raise TypeError(f"policy must be a RankPolicy, got {policy!r}")
+        parameters = self._low_rank()
+        pending = [Pending(p.manifold, p.manifold.truncation(p.detach())) for p in parameters]
+        decided = policy.decide(pending, step) if pending else []
+        self._change([item.truncation.to(rank) for item, rank in zip(pending, decided, strict=True)])
+
+    @torch.no_grad()
+    def grow_ranks(self, rank: Any, *, scale: float = 1e-6, generator: torch.Generator | None = None) -> None:
+        """Raise the ranks of every low-rank parameter by small random directions; the state is transported.
+
+        The tensor changes by ``scale`` times its norm. How small that is does not matter to the steps that
+        follow (the Riemannian gradient does not see singular values), so small it may be.
+
+        Parameters
+        ----------
+        rank : int, sequence of int or callable
+            The new rank, as for :func:`tenfold.manifolds.growth.grow`; a callable is given the manifold
+            of each parameter and returns it.
+        scale : float
+            Norm of the change relative to that of the tensor.
+        generator : torch.Generator or None
+            Source of the random directions.
+
+        Raises
+        ------
+        ValueError
+            If a rank shrinks or cannot be had; nothing is changed then.
+        """
+        self._change(
+            [
+                grow(
+                    p.manifold,
+                    p.detach(),
+                    rank(p.manifold) if callable(rank) else rank,
+                    scale=scale,
+                    generator=generator,
+                )
+                for p in self._low_rank()
+            ]
+        )
+
+    def _low_rank(self) -> list[geoopt.ManifoldParameter]:
+        return [p for p in self.param_groups[0]["params"] if is_low_rank(p)]
+
+    def _change(self, targets: Sequence[tuple[LowRankManifold, torch.Tensor]]) -> None:
+        """Put every low-rank parameter on another manifold, and transport its state there."""
+        changes = []
+        for p, (new, y) in zip(self._low_rank(), targets, strict=True):
+            old, x = p.manifold, p.detach()
+            held = {name: old.transp(x, y, v, target=new) for name, v in self.state[p].items()}
+            changes.append((p, new, y, held))
+        for p, new, y, held in changes:
+            move_(p, new, y)
+            self.state[p] = held
+
+    # The step --------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any]) -> torch.Tensor:  # type: ignore[override]
+        """Do up to ``max_iter`` iterations; the loss never rises (by more than rounding).
+
+        Parameters
+        ----------
+        closure : callable
+            Clears the gradients, evaluates the loss, calls ``backward`` and returns the loss. It must be
+            deterministic: the same parameters give the same loss.
+
+        Returns
+        -------
+        torch.Tensor
+            The loss before the first iteration, as :class:`torch.optim.LBFGS` returns it; :attr:`report`
+            holds the rest.
+
+        Raises
+        ------
+        TypeError
+            If there is no closure.
+        ValueError
+            If loss or gradient are not finite at the start, or the state does not fit the parameters;
+            parameters and state are then as they were, as after any exception in the closure.
+        RuntimeError
+            If a gradient is sparse.
+        """
+        if not callable(closure):
+            raise TypeError(f"{type(self).__name__}.step needs a closure that reevaluates the loss")
+        with self._all_or_nothing():
+            return self._iterate(closure)
+
+    def _iterate(self, closure: Callable[[], Any]) -> torch.Tensor:
+        group = self.param_groups[0]
+        evaluations = 0
+
+        def evaluate() -> torch.Tensor:
+            nonlocal evaluations
+            evaluations += 1
+            with torch.enable_grad():
+                return torch.as_tensor(closure()).detach()
+
+        first = evaluate()
+        live = [p for p in group["params"] if p.grad is not None]
+        loss, gradient = float(first), self._gradient(live)
+        norm = math.sqrt(inner(live, gradient, gradient))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise ValueError(
+                f"the step starts at loss {loss} with a gradient of norm {norm}; nothing was changed"
+            )
+        accepted: list[tuple[Trial, Trial]] = []
+        outcome = Outcome.ITERATIONS
+        for _ in range(group["max_iter"]):
+            if norm <= group["tolerance_grad"]:
+                outcome = Outcome.CONVERGED
+                break
+            pair = self._search(live, gradient, loss, norm, evaluate)
+            if pair is None:
+                outcome = Outcome.STALLED
+                break
+            start, trial, gradient = pair
+            accepted.append((start, trial))
+            loss, norm = trial.loss, math.sqrt(inner(live, gradient, gradient))
+        else:
+            if norm <= group["tolerance_grad"]:
+                outcome = Outcome.CONVERGED
+        self.report = LineSearchReport(outcome, loss, norm, tuple(accepted), evaluations)
+        return first
+
+    def _search(
+        self, live: list[torch.Tensor], gradient: Tangent, loss: float, norm: float, evaluate: Evaluate
+    ) -> tuple[Trial, Trial, Tangent] | None:
+        """One iteration: along the direction, or, where that leads nowhere, along the gradient."""
+        steepest = [-g for g in gradient]
+        direction = self._direction(live, gradient)
+        for attempt in (direction, steepest):
+            slope = inner(live, gradient, attempt)
+            if slope < 0:
+                found = self._along(live, attempt, gradient, Trial(0.0, loss, slope), norm, evaluate)
+                if found is not None:
+                    return found
+        return None
+
+    def _along(
+        self,
+        live: list[torch.Tensor],
+        direction: Tangent,
+        gradient: Tangent,
+        start: Trial,
+        norm: float,
+        evaluate: Evaluate,
+    ) -> tuple[Trial, Trial, Tangent] | None:
+        """Search along one direction; where nothing can be accepted the parameters stay."""
+        group = self.param_groups[0]
+        search = WolfeSearch(group["decrease"], group["curvature"], group["max_doublings"])
+        rounding = 10 * max(torch.finfo(p.dtype).eps for p in live)
+        squared = inner(live, direction, direction)
+        if group["last_curvature"] is not None:
+            guess = -start.slope / (group["last_curvature"] * squared)
+        else:
+            first = min(1.0, norm) if group["first_step"] is None else group["first_step"]
+            guess = first / math.sqrt(squared)
+        curve = SearchCurve(live, direction)
+        latest: tuple[float, Tangent] | None = None
+
+        def phi(length: float) -> Trial:
+            nonlocal latest
+            curve.move_to(length)
+            loss = float(evaluate())
+            there = self._gradient(live)
+            slope = curve.slope(length, there)
+            if not (math.isfinite(loss) and math.isfinite(slope)):
+                return Trial(length, math.inf, math.inf)
+            latest = (length, there)
+            return Trial(length, loss, slope)
+
+        trial = search(phi, start, guess, rounding)
+        if trial is None:
+            curve.back()
+            return None
+        if latest is None or latest[0] != trial.length:
+            phi(trial.length)
+        assert latest is not None
+        self._remember(curve, trial, gradient, latest[1])
+        group["last_slope"] = start.slope
+        curvature = (trial.slope - start.slope) / (trial.length * squared)
+        group["last_curvature"] = curvature if curvature > 0 else group["last_curvature"]
+        return start, trial, latest[1]
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what ``state_dict`` gave, also across rank changes; load the model's state first.
+
+        Raises
+        ------
+        ValueError
+            If groups or state do not fit the parameters; the optimizer is then unchanged.
+        """
+        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+        for number, p in zip(numbers, self.param_groups[0]["params"], strict=False):
+            for name, saved in state_dict["state"].get(number, {}).items():
+                if saved.shape != p.shape:
+                    raise ValueError(
+                        f"the saved {name} of parameter {number} has the shape {tuple(saved.shape)}, the "
+                        f"parameter {tuple(p.shape)}: load the model's state before the optimizer's"
+                    )
+        super().load_state_dict(state_dict)
+
+    @staticmethod
+    def _gradient(live: list[torch.Tensor]) -> Tangent:
+        for number, p in enumerate(live):
+            if p.grad is not None and p.grad.is_sparse:
+                raise RuntimeError(f"the gradient of parameter {number} is sparse, which is not supported")
+        return riemannian(live)
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        group = self.param_groups[0]
+        points = [p.detach().clone() for p in group["params"]]
+        states = {p: dict(self.state[p]) for p in group["params"] if p in self.state}
+        kept = {name: value for name, value in group.items() if name != "params"}
+        try:
+            yield
+        except BaseException:
+            for p, x in zip(group["params"], points, strict=True):
+                p.copy_(x)
+            self.state.clear()
+            self.state.update(states)
+            group.update(kept)
+            raise
