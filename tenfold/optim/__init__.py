@@ -2,21 +2,35 @@
 
 from tenfold.optim.adam import RiemannianAdam, RiemannianAdamW, SecondMoment
 from tenfold.optim.base import IllConditionedWarning, RiemannianOptimizer
+from tenfold.optim.conjugate_gradient import RiemannianCG
+from tenfold.optim.deterministic import LineSearchOptimizer
+from tenfold.optim.line_search import Trial, WolfeSearch
+from tenfold.optim.line_search_report import LineSearchReport, Outcome
 from tenfold.optim.rank_adaptation import EnergyAdaptation, RankAdaptation
 from tenfold.optim.rank_budget import BudgetAdaptation
 from tenfold.optim.rank_policy import Pending, RankPolicy
 from tenfold.optim.sgd import RiemannianSGD
+from tenfold.optim.tdlrt import TDLRT, Integrator, TDLRTAdamW
 
 __all__ = [
+    "TDLRT",
     "BudgetAdaptation",
     "EnergyAdaptation",
     "IllConditionedWarning",
+    "Integrator",
+    "LineSearchOptimizer",
+    "LineSearchReport",
+    "Outcome",
     "Pending",
     "RankAdaptation",
     "RankPolicy",
     "RiemannianAdam",
     "RiemannianAdamW",
+    "RiemannianCG",
     "RiemannianOptimizer",
     "RiemannianSGD",
     "SecondMoment",
+    "TDLRTAdamW",
+    "Trial",
+    "WolfeSearch",
 ]
