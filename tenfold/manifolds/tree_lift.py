@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from tenfold.manifolds.tree import TensorTree
-from tenfold.manifolds.tree_calculus import Frame, frame_of
+from tenfold.manifolds.tree_calculus import Frame
+
+if TYPE_CHECKING:
+    from tenfold.manifolds.tree_manifold import TreeManifold
 
 __all__ = ["tangent_lift"]
 
-Unpack = Callable[[torch.Tensor], Sequence[torch.Tensor]]
 
-
-def tangent_lift(tree: TensorTree, unpack: Unpack, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def tangent_lift(manifold: TreeManifold, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     r"""Factors of doubled ranks for the same tensor, whose backward pass returns isometric coordinates.
 
     The tensor is written as
@@ -28,10 +29,8 @@ def tangent_lift(tree: TensorTree, unpack: Unpack, x: torch.Tensor) -> tuple[tor
 
     Parameters
     ----------
-    tree : TensorTree
-        The format.
-    unpack : callable
-        Packed point to factors.
+    manifold : TreeManifold
+        A lifted manifold.
     x : torch.Tensor
         Packed point, shape ``(*batch, size)``.
 
@@ -45,18 +44,18 @@ def tangent_lift(tree: TensorTree, unpack: Unpack, x: torch.Tensor) -> tuple[tor
     -----
     Complexity: a QR of every unfolding, and arrays of doubled ranks.
     """
-    return _TangentLift.apply(x, tree, unpack)
+    return _TangentLift.apply(x, manifold)
 
 
 class _TangentLift(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, tree: TensorTree, unpack: Unpack) -> tuple[torch.Tensor, ...]:
-        nodes = unpack(x)
+    def forward(ctx: Any, x: torch.Tensor, manifold: TreeManifold) -> tuple[torch.Tensor, ...]:
+        nodes, tree = manifold.unpack_tensor(x.detach()), manifold.tree
         ctx.tree, ctx.shapes = tree, [tuple(node.shape) for node in nodes]
-        return tuple(_doubled(tree, nodes, frame_of(tree, nodes)))
+        return tuple(_doubled(tree, nodes, manifold.frame(x)))
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
         blocks = []
         for v, (grad, shape) in enumerate(zip(grads, ctx.shapes, strict=True)):
             # The core's own block, and the block of Delta_v: old children, new parent direction.
@@ -66,7 +65,7 @@ class _TangentLift(torch.autograd.Function):
             if v != ctx.tree.root:
                 index[-1] = slice(shape[-1], None)
             blocks.append(grad[tuple(index)].reshape(*shape[:lead], -1))
-        return torch.cat(blocks, dim=-1), None, None
+        return torch.cat(blocks, dim=-1), None
 
 
 def _doubled(tree: TensorTree, nodes: Sequence[torch.Tensor], frame: Frame) -> list[torch.Tensor]:

@@ -125,7 +125,7 @@ class TreeManifold(LowRankManifold):
             The factors of :meth:`unpack_tensor`; on a lifted manifold with every rank doubled and
             the new directions zero, so that the tensor is the same.
         """
-        return tangent_lift(self.tree, self.unpack_tensor, x) if self.is_lifted else self.unpack_tensor(x)
+        return tangent_lift(self, x) if self.is_lifted else self.unpack_tensor(x)
 
     def unpack_tensor(self, tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if self.is_lifted and torch.is_grad_enabled() and tensor.requires_grad:
@@ -202,7 +202,12 @@ class TreeManifold(LowRankManifold):
     # Tangent space ---------------------------------------------------------------------------
 
     def frame(self, x: torch.Tensor) -> Frame:
-        return calculus.frame_of(self.tree, self.unpack_tensor(x.detach()))
+        if not self.is_lifted or x.dtype == torch.float64:
+            return calculus.frame_of(self.tree, self.unpack_tensor(x.detach()))
+        # A QR in float32 turns the directions of small singular values by eps times the condition
+        # number, the very error that a lifted manifold is there to avoid.
+        exact = calculus.frame_of(self.tree, self.unpack_tensor(x.detach().double()))
+        return Frame(*({v: t.to(x.dtype) for v, t in part.items()} for part in (exact.env, exact.upper)))
 
     def gradient_conditioning(self, frame: Frame | DampedFrame) -> torch.Tensor | None:
         if self.is_lifted or isinstance(frame, DampedFrame) or not frame.upper:
