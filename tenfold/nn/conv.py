@@ -36,6 +36,9 @@ class TuckerConv2d(LowRankLayer):
     modes : sequence of int
         The compressed modes of the kernel. By default the two channel modes; the window modes then
         stay full and carry no factor. ``(0, 1, 2, 3)`` compresses all four.
+    inverse_free : bool
+        Let the backward pass return gradients that divide by no singular value, accurate at any
+        conditioning, for a forward and backward pass at twice the ranks.
 
     Raises
     ------
@@ -73,6 +76,7 @@ class TuckerConv2d(LowRankLayer):
         *,
         rank: RankLike,
         modes: Sequence[int] = (0, 1),
+        inverse_free: bool = False,
     ):
         if groups != 1:
             raise ValueError(f"TuckerConv2d supports groups=1 only, got groups={groups}")
@@ -88,7 +92,7 @@ class TuckerConv2d(LowRankLayer):
             padding_mode=padding_mode,  # type: ignore[arg-type]
             device="meta",
         )
-        manifold = tucker_manifold(tuple(geometry.weight.shape), rank, modes)
+        manifold = tucker_manifold(tuple(geometry.weight.shape), rank, modes, inverse_free)
         super().__init__(manifold, out_channels if bias else None, device, dtype)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.stride, self.dilation = (

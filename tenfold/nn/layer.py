@@ -22,7 +22,9 @@ RankLike: TypeAlias = int | float | Sequence[int]
 lowered to what is feasible), or one number per mode (which must be feasible)."""
 
 
-def tucker_manifold(shape: Sequence[int], rank: RankLike, modes: Sequence[int]) -> TuckerManifold:
+def tucker_manifold(
+    shape: Sequence[int], rank: RankLike, modes: Sequence[int], inverse_free: bool = False
+) -> TuckerManifold:
     """The Tucker manifold for a weight of the given shape.
 
     Parameters
@@ -33,14 +35,19 @@ def tucker_manifold(shape: Sequence[int], rank: RankLike, modes: Sequence[int]) 
         See :data:`RankLike`.
     modes : sequence of int
         The compressed modes.
+    inverse_free : bool
+        Lift the manifold; see :meth:`~tenfold.manifolds.TreeManifold.lifted`.
 
     Raises
     ------
     ValueError
         If a fraction is not in (0, 1] or explicit ranks are not feasible.
     """
+    lowest = TuckerManifold(shape, 1, modes)
+    if inverse_free:
+        lowest = lowest.lifted()
     if isinstance(rank, Sequence):
-        return TuckerManifold(shape, rank, modes)
+        return lowest.with_rank(rank)
     if isinstance(rank, float):
         if not 0 < rank <= 1:
             raise ValueError(f"a rank given as a fraction must lie in (0, 1], got {rank}")
@@ -49,7 +56,6 @@ def tucker_manifold(shape: Sequence[int], rank: RankLike, modes: Sequence[int]) 
         wanted = [rank] * len(modes)
     if min(wanted, default=1) < 1:
         raise ValueError(f"ranks must be at least 1, got {rank}")
-    lowest = TuckerManifold(shape, 1, modes)
     return lowest.with_rank(lowest.tree.clip(lowest.shape, wanted))
 
 

@@ -26,6 +26,9 @@ class TuckerLinear(LowRankLayer):
     rank : int, float or sequence of two int
         Start rank: a fraction of each side, one number (both lowered to what is feasible), or the two
         equal ranks of the matrix.
+    inverse_free : bool
+        Let the backward pass return gradients that divide by no singular value, accurate at any
+        conditioning, for a forward and backward pass at twice the ranks.
 
     Raises
     ------
@@ -53,8 +56,9 @@ class TuckerLinear(LowRankLayer):
         dtype: torch.dtype | None = None,
         *,
         rank: RankLike,
+        inverse_free: bool = False,
     ):
-        manifold = tucker_manifold((out_features, in_features), rank, (0, 1))
+        manifold = tucker_manifold((out_features, in_features), rank, (0, 1), inverse_free)
         super().__init__(manifold, out_features if bias else None, device, dtype)
         self.in_features, self.out_features = in_features, out_features
 

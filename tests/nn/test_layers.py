@@ -62,10 +62,11 @@ def test_linear_equals_the_dense_one(bias):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_gradients_equal_those_of_the_dense_layer(name):
+@pytest.mark.parametrize("inverse_free", [False, True])
+def test_gradients_equal_those_of_the_dense_layer(name, inverse_free):
     """The packed gradient gives the projection of the dense layer's gradient; bias and input agree."""
     make, x = LAYERS[name]
-    layer = make()
+    layer = make(inverse_free=inverse_free)
     dense = layer.to_dense()
     ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
     layer(ours).square().sum().backward()
