@@ -192,7 +192,7 @@ class LineSearchOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
         Returns
         -------
         torch.Tensor
-            The loss before the first iteration, as :class:`torch.optim.LBFGS` returns it; :attr:`report`
+            The loss before the first iteration, as :class:`torch.optim.LBFGS` returns it; ``report``
             holds the rest.
 
         Raises
