@@ -43,10 +43,10 @@ nitpick_ignore_regex = [
     (
         "py:.*",
         r"(torch|geoopt|collections|typing|typing_extensions|pathlib|fnmatch|numpy|abc|enum|os"
-        r"|hypothesis|st|_?pytest)\b.*",
+        r"|hypothesis|st|_?pytest|scipy)\b.*",
     ),
     # Aliases of types, and generics that autodoc takes for names.
-    ("py:class", r"Embedding|RankBound|Tree|list\[tuple\[int"),
+    ("py:class", r"tenfold\..*\._\w+|Embedding|RankBound|Tree|list\[tuple\[int"),
 ]
 
 
