@@ -162,7 +162,7 @@ class LowRankManifold(geoopt.Manifold, metaclass=abc.ABCMeta):
                     f"factor {number} of {self} needs the shape {shape} (after the batch), "
                     f"got {tuple(tensor.shape)}"
                 )
-            rows.append(tensor.reshape(*tensor.shape[:lead], -1))
+            rows.append(tensor.flatten(lead))
         batch = torch.broadcast_shapes(*(row.shape[:-1] for row in rows))
         return torch.cat([row.expand(*batch, row.shape[-1]) for row in rows], dim=-1)
 

@@ -72,7 +72,7 @@ class Frame:
 def matrix(tree: TensorTree, v: int, tensor: torch.Tensor) -> torch.Tensor:
     """A node tensor as the matrix ``(*batch, legs, rank)`` whose columns are its basis."""
     lead = tensor.ndim - tree.nodes[v].legs - 1
-    return tensor.reshape(*tensor.shape[:lead], -1, tensor.shape[-1])
+    return tensor.flatten(lead, -2)
 
 
 def unmatrix(flat: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:

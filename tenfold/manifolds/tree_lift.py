@@ -64,7 +64,7 @@ class _TangentLift(torch.autograd.Function):
             index = [slice(None)] * lead + [slice(0, n) for n in shape[lead:]]
             if v != ctx.tree.root:
                 index[-1] = slice(shape[-1], None)
-            blocks.append(grad[tuple(index)].reshape(*shape[:lead], -1))
+            blocks.append(grad[tuple(index)].flatten(lead))
         return torch.cat(blocks, dim=-1), None
 
 

@@ -59,6 +59,8 @@ def ranks_by_tolerance(
     ValueError
         If ``tol`` is outside [0, 1), or a limit has the wrong length, or is below 1, or the
         minimum exceeds the maximum.
+    TypeError
+        If a limit is neither an integer nor a sequence.
 
     References
     ----------
@@ -94,6 +96,8 @@ def _count(values: torch.Tensor, tol: float) -> torch.Tensor:
 def _bounds(bound: RankBound, count: int, name: str, default: int | None) -> list[int | None]:
     if bound is None:
         return [default] * count
+    if not isinstance(bound, int | Sequence) or isinstance(bound, bool):
+        raise TypeError(f"{name} must be an integer or a sequence of integers, got {bound!r}")
     bounds: list[int | None] = [bound] * count if isinstance(bound, int) else list(bound)
     if len(bounds) != count:
         raise ValueError(f"{name} needs one number or {count} of them, got {bound}")
