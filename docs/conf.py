@@ -33,12 +33,16 @@ html_title = f"tenfold {release}"
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
-autodoc_default_options = {"members": True, "member-order": "bysource", "show-inheritance": True}
+autodoc_default_options = {
+    "members": True,
+    "member-order": "bysource",
+    "show-inheritance": True,
+}
 autodoc_typehints = "signature"
 numpydoc_show_class_members = False
 
 nitpicky = True
-# Names of other projects: their inventories are on the network, and the build does not use it.
+# Names of other projects: their inventories are on the network, which is not used.
 nitpick_ignore_regex = [
     (
         "py:.*",
@@ -58,13 +62,20 @@ class CommandHelp(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         command = [sys.executable, "-m", "tenfold", *self.arguments, "--help"]
-        environment = {**os.environ, "COLUMNS": "88", "NO_COLOR": "1", "PYTHON_COLORS": "0"}
-        text = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+        environment = {
+            **os.environ,
+            "COLUMNS": "88",
+            "NO_COLOR": "1",
+            "PYTHON_COLORS": "0",
+        }
+        text = subprocess.run(
+            command, env=environment, check=True, capture_output=True, text=True
+        ).stdout
         return [nodes.literal_block(text, text, language="none")]
 
 
 class Properties(SphinxDirective):
-    """``{properties}`` lists every check of :mod:`tenfold.testing` with its statement."""
+    """``{properties}`` lists the checks of :mod:`tenfold.testing`."""
 
     def run(self) -> list[nodes.Node]:
         text = "\n".join(f"{check.id}  {check.title}" for check in CHECKS.values())
