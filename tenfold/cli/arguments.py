@@ -59,7 +59,8 @@ def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
     low_rank.add_argument(
         "--tau",
         type=float,
-        help="relative truncation tolerance in [0, 1); larger is smaller ranks (default: 0.1)",
+        help="relative truncation tolerance in [0, 1), larger for smaller ranks "
+        "(default: 0.15, mnist 0.2, cifar10 0.05)",
     )
     low_rank.add_argument(
         "--rank",

@@ -15,9 +15,9 @@ SCHEDULES = ("one-cycle", "cosine", "constant")
 _PLACE_FIELDS = ("data_dir", "device")
 _LOW_RANK_DEFAULTS: dict[str, Any] = {"rank": 0.5, "tau": 0.15, "adapt_every": 10, "damping": 0.05}
 _RECIPES: dict[str, dict[str, Any]] = {
-    "digits": {"epochs": 20, "batch_size": 32, "lr": 0.05},
-    "mnist": {"epochs": 5, "batch_size": 64, "lr": 0.05},
-    "cifar10": {"epochs": 20, "batch_size": 128, "lr": 0.1, "weight_decay": 5e-4},
+    "digits": {"epochs": 20, "batch_size": 32, "lr": 0.05, "tau": 0.15},
+    "mnist": {"epochs": 5, "batch_size": 64, "lr": 0.05, "tau": 0.2},
+    "cifar10": {"epochs": 20, "batch_size": 128, "lr": 0.1, "weight_decay": 5e-4, "tau": 0.05},
 }
 
 
@@ -104,8 +104,10 @@ class TrainConfig:
         unknown = sorted(set(given) - {field.name for field in fields(cls)})
         if unknown:
             raise TypeError(f"a run has no field {', '.join(unknown)}")
-        data = given.get("data", "digits")
-        return cls(**{**_RECIPES.get(data, {}), **given})
+        recipe = dict(_RECIPES.get(given.get("data", "digits"), {}))
+        if given.get("method") == "dense":
+            recipe = {name: value for name, value in recipe.items() if name not in _LOW_RANK_DEFAULTS}
+        return cls(**{**recipe, **given})
 
     def __post_init__(self) -> None:
         for name, allowed in (

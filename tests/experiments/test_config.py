@@ -13,6 +13,8 @@ def test_a_recipe_is_complete_and_what_is_given_wins(data):
     assert config.tau is not None
     assert config.adapt_every is not None
     assert config.damping is not None
+    dense = TrainConfig.recipe(data=data, method="dense", epochs=3)
+    assert dense == config.dense_twin()
 
 
 @pytest.mark.parametrize(
