@@ -2,8 +2,10 @@
 
 from tenfold.optim.adam import RiemannianAdam, RiemannianAdamW, SecondMoment
 from tenfold.optim.base import IllConditionedWarning, RiemannianOptimizer
+from tenfold.optim.clipping import clip_riemannian_norm_
 from tenfold.optim.conjugate_gradient import RiemannianCG
 from tenfold.optim.deterministic import LineSearchOptimizer
+from tenfold.optim.lbfgs import RiemannianLBFGS
 from tenfold.optim.line_search import Trial, WolfeSearch
 from tenfold.optim.line_search_report import LineSearchReport, Outcome
 from tenfold.optim.rank_adaptation import EnergyAdaptation, RankAdaptation
@@ -27,10 +29,12 @@ __all__ = [
     "RiemannianAdam",
     "RiemannianAdamW",
     "RiemannianCG",
+    "RiemannianLBFGS",
     "RiemannianOptimizer",
     "RiemannianSGD",
     "SecondMoment",
     "TDLRTAdamW",
     "Trial",
     "WolfeSearch",
+    "clip_riemannian_norm_",
 ]

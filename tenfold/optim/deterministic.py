@@ -232,7 +232,6 @@ class LineSearchOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
         outcome = Outcome.ITERATIONS
         for _ in range(group["max_iter"]):
             if norm <= group["tolerance_grad"]:
-                outcome = Outcome.CONVERGED
                 break
             pair = self._search(live, gradient, loss, norm, evaluate)
             if pair is None:
@@ -241,9 +240,11 @@ class LineSearchOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
             start, trial, gradient = pair
             accepted.append((start, trial))
             loss, norm = trial.loss, math.sqrt(inner(live, gradient, gradient))
-        else:
-            if norm <= group["tolerance_grad"]:
-                outcome = Outcome.CONVERGED
+            if not trial.loss < start.loss:
+                outcome = Outcome.STALLED
+                break
+        if norm <= group["tolerance_grad"]:
+            outcome = Outcome.CONVERGED
         self.report = LineSearchReport(outcome, loss, norm, tuple(accepted), evaluations)
         return first
 
@@ -275,11 +276,7 @@ class LineSearchOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
         search = WolfeSearch(group["decrease"], group["curvature"], group["max_doublings"])
         rounding = 10 * max(torch.finfo(p.dtype).eps for p in live)
         squared = inner(live, direction, direction)
-        if group["last_curvature"] is not None:
-            guess = -start.slope / (group["last_curvature"] * squared)
-        else:
-            first = min(1.0, norm) if group["first_step"] is None else group["first_step"]
-            guess = first / math.sqrt(squared)
+        guess = self._guess(start.slope, squared, norm)
         curve = SearchCurve(live, direction)
         latest: tuple[float, Tangent] | None = None
 
@@ -306,6 +303,14 @@ class LineSearchOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
         curvature = (trial.slope - start.slope) / (trial.length * squared)
         group["last_curvature"] = curvature if curvature > 0 else group["last_curvature"]
         return start, trial, latest[1]
+
+    def _guess(self, slope: float, squared: float, norm: float) -> float:
+        """Length to try first: by slope and squared norm of the direction, and the norm of the gradient."""
+        group = self.param_groups[0]
+        if group["last_curvature"] is not None:
+            return float(-slope / (group["last_curvature"] * squared))
+        first = min(1.0, norm) if group["first_step"] is None else group["first_step"]
+        return float(first / math.sqrt(squared))
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
