@@ -34,16 +34,17 @@ class Loose(nn.Module):
 
     def __init__(self, layer: LowRankLayer):
         super().__init__()
-        self.layer = layer
+        self.__dict__["layer"] = layer  # not a submodule: its weight is no parameter any more
+        self.bias = layer.bias
         factors = layer.manifold.unpack_tensor(layer.weight.detach())
         self.factors = nn.ParameterList(nn.Parameter(factor.clone()) for factor in factors)
         self.manifold = layer.manifold
-        del layer._parameters["weight"]
+        del layer._parameters["weight"], layer._parameters["bias"]
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         weight = self.manifold.pack_point(*self.factors)
         weight.manifold = self.manifold
-        self.layer.__dict__["weight"] = weight
+        self.layer.__dict__.update(weight=weight, bias=self.bias)
         return self.layer(input)
 
 

@@ -1,6 +1,6 @@
 """Batched linear algebra and unfoldings: what every manifold is built from."""
 
-from tenfold.linalg.decompositions import LINALG_DTYPES, cholesky, qr, solve_right_upper, svd
+from tenfold.linalg.decompositions import LINALG_DTYPES, cholesky, qr, solve_right_upper, solve_upper, svd
 from tenfold.linalg.tolerances import rounding_floor
 from tenfold.linalg.unfolding import fold, mode_product, unfold
 
@@ -12,6 +12,7 @@ __all__ = [
     "qr",
     "rounding_floor",
     "solve_right_upper",
+    "solve_upper",
     "svd",
     "unfold",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["LINALG_DTYPES", "cholesky", "qr", "solve_right_upper", "svd"]
+__all__ = ["LINALG_DTYPES", "cholesky", "qr", "solve_right_upper", "solve_upper", "svd"]
 
 LINALG_DTYPES = (torch.float32, torch.float64)
 """Types in which decompositions exist."""
@@ -130,6 +130,24 @@ def _svd_gesvd(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.
         .reshape(*matrix.shape[:-2], *parts[0][k].shape)
         for k in range(3)
     )
+
+
+def solve_upper(right: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:
+    """Solve ``X @ upper = right`` for a well-conditioned upper triangular matrix.
+
+    Parameters
+    ----------
+    right : torch.Tensor
+        Shape ``(*batch, m, n)``.
+    upper : torch.Tensor
+        Upper triangular, shape ``(*batch, n, n)``.
+
+    Returns
+    -------
+    torch.Tensor
+        Shape ``(*batch, m, n)``.
+    """
+    return torch.linalg.solve_triangular(upper, right, upper=True, left=False)
 
 
 def solve_right_upper(right: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tenfold.linalg import cholesky, unfold
+from tenfold.linalg import cholesky, solve_upper, unfold
 from tenfold.manifolds.tree import TensorTree
 from tenfold.manifolds.tree_calculus import (
     Frame,
@@ -66,7 +66,8 @@ def frame_of(tree: TensorTree, nodes: Nodes, damping: float) -> DampedFrame:
         center = nodes[v] / scale if v == tree.root else nodes[v]
         weighted = center if v == tree.root else right(tree, v, center, gram[v])
         for axis, w in enumerate(tree.nodes[v].children):
-            gram[w] = unfold(weighted, axis, order) @ unfold(center, axis, order).mT
+            rows = unfold(center, axis, order)
+            gram[w] = (rows if v == tree.root else unfold(weighted, axis, order)) @ rows.mT
             mean = gram[w].diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
             # The second term keeps the factor of an exactly singular matrix finite at damping 0.
             rank, limits = gram[w].shape[-1], torch.finfo(mean.dtype)
@@ -94,7 +95,7 @@ def retract(tree: TensorTree, nodes: Nodes, tangent: Nodes, frame: DampedFrame) 
         moved = some(lift(tree, v, nodes[v] + unmatrix(change, nodes[v]), carry))
         columns = matrix(tree, v, moved)
         factor = cholesky(columns.mT @ columns)
-        basis = torch.linalg.solve_triangular(factor.mT, columns, upper=True, left=False)
+        basis = solve_upper(columns, factor.mT)
         out[v], carry[v] = unmatrix(basis, moved), factor.mT
     return out
 
@@ -118,6 +119,5 @@ def coordinates(tree: TensorTree, tangent: Nodes, frame: DampedFrame, exact: Fra
     out = list(tangent)
     for v, upper in frame.upper.items():
         columns = matrix(tree, v, tangent[v]) @ exact.upper[v]
-        columns = torch.linalg.solve_triangular(upper, columns, upper=True, left=False)
-        out[v] = unmatrix(columns, tangent[v])
+        out[v] = unmatrix(solve_upper(columns, upper), tangent[v])
     return out

@@ -38,7 +38,8 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
     defaults : dict
         Hyperparameters of the subclass.
     foreach : bool or None
-        Batch parameters on equal manifolds. None means yes, and torch's own default for plain ones.
+        Batch parameters on equal manifolds. None means wherever it saves time (everywhere but for large
+        parameters on the CPU), and torch's own default for plain ones.
     rank_adaptation : RankPolicy or None
         How ranks are adapted; None keeps them. May differ between groups.
     stabilize : int or None
@@ -158,7 +159,7 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
             policy = policy if policy is not None and policy.due(group["step"] + 1) else None
             if policy is not None and group["check_finite"]:
                 self._require_finite([p.grad for p in curved], [], [])
-            for batch in batches(curved, self.state, together=group["foreach"] is not False):
+            for batch in batches(curved, self.state, foreach=group["foreach"]):
                 for moved in self._move(group, batch, policy is not None, conditioning):
                     if isinstance(moved, Adapting):
                         adapting.append(moved)
@@ -268,7 +269,7 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
         tensors = [*grads, *(tensor for update in updates for tensor in update.tensors)]
         if not tensors:
             return
-        largest = torch.nn.utils.get_total_norm(tensors, float("inf"))
+        largest = _magnitude(tensors)
         watched = [] if self._warned else [item.to(largest) for item in conditioning]
         bound, *reciprocals = torch.stack([largest, *watched]).tolist()
         if not math.isfinite(bound):
@@ -362,3 +363,10 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
                         "optimizer's"
                     )
         super().load_state_dict({**state_dict, "param_groups": groups})
+
+
+def _magnitude(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """A zero-dimensional tensor that is finite if, short of overflow, all tensors are."""
+    if all(tensor.device.type == "cpu" for tensor in tensors):
+        return torch.stack([tensor.sum().double() for tensor in tensors]).sum()  # the fastest pass there
+    return torch.nn.utils.get_total_norm(tensors, float("inf"))

@@ -63,7 +63,7 @@ def clip_riemannian_norm_(
         return torch.zeros(())
     curved = [p for p in live if isinstance(p, geoopt.ManifoldParameter)]
     norms = [torch.linalg.vector_norm(p.grad) for p in live if not isinstance(p, geoopt.ManifoldParameter)]
-    for batch in batches(curved, defaultdict(dict), together=True):
+    for batch in batches(curved, defaultdict(dict), foreach=None):
         manifold = batch.manifold
         rgrad = manifold.egrad2rgrad(batch.x, batch.grad)
         if isinstance(manifold, LowRankManifold):

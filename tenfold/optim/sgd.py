@@ -49,7 +49,8 @@ class RiemannianSGD(RiemannianOptimizer):
     maximize : bool
         Ascend instead of descend.
     foreach : bool or None
-        Stack parameters on equal manifolds and move them in one batch; None means yes.
+        Stack parameters on equal manifolds and move them in one batch; None means wherever that saves
+        time: everywhere but for large parameters on the CPU.
     rank_adaptation : RankPolicy or None
         How ranks are adapted; None keeps them.
     stabilize : int or None
@@ -131,9 +132,10 @@ class RiemannianSGD(RiemannianOptimizer):
         mu = group["momentum"]
         if not mu:
             return rgrad, {}
-        b = (1 - group["dampening"]) * rgrad
+        fresh = 1 - group["dampening"]
+        b = rgrad if fresh == 1 else fresh * rgrad
         if "momentum_buffer" in state:
-            b = mu * state["momentum_buffer"] + b
+            b = b.add(state["momentum_buffer"], alpha=mu)
         d = rgrad + mu * b if group["nesterov"] else b
         return d, {"momentum_buffer": b}
 

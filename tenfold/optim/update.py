@@ -51,8 +51,9 @@ class Update:
         else:
             move_(self.parameter, self.manifold, self.point)
         for name, value in self.state.items():
-            # Copies, so that no parameter keeps the memory of its whole batch alive.
-            state[name] = value.clone() if isinstance(value, torch.Tensor) else value
+            # A view into a batch is copied, so that no parameter keeps the memory of the others alive.
+            is_view = isinstance(value, torch.Tensor) and value._base is not None
+            state[name] = value.clone() if is_view else value
 
 
 @dataclass
@@ -127,8 +128,12 @@ class Batch:
             yield p, point[k], {n: v[k] if isinstance(v, torch.Tensor) else v for n, v in state.items()}
 
 
+_LARGE_ON_CPU = 2**14
+"""Packed size from which stacking costs more on the CPU than it saves in calls."""
+
+
 def batches(
-    parameters: Sequence[geoopt.ManifoldParameter], states: Any, *, together: bool
+    parameters: Sequence[geoopt.ManifoldParameter], states: Any, *, foreach: bool | None
 ) -> Iterator[Batch]:
     """Stack parameters on equal low-rank manifolds; leave the others alone.
 
@@ -138,12 +143,14 @@ def batches(
         Parameters with gradients.
     states : mapping
         The optimizer's state.
-    together : bool
-        False keeps every parameter by itself.
+    foreach : bool or None
+        False keeps every parameter by itself; None does so for large parameters on the CPU, where the copies
+        of a stack cost more than the calls that it saves.
     """
     groups: dict[Any, list[geoopt.ManifoldParameter]] = {}
     for number, p in enumerate(parameters):
         key: Any = number
+        together = foreach if foreach is not None else p.device.type != "cpu" or p.numel() < _LARGE_ON_CPU
         if together and is_low_rank(p) and p.ndim == 1:
             # Tensors are stacked; what is not a tensor must be equal.
             known = sorted((n, None if isinstance(v, torch.Tensor) else v) for n, v in states[p].items())
