@@ -63,6 +63,13 @@ class TestHierarchicalTucker(Kit):
     manifolds = strategies.hierarchical_tucker_manifolds()
 
 
+class TestLifted(Kit):
+    """Manifolds whose forward pass returns isometric coordinates for gradients."""
+
+    manifolds = strategies.low_rank_manifolds().map(lambda manifold: manifold.lifted())
+    checks: ClassVar = ("J4", "J6", "R7", "R8", "G1", "G2", "G3", "G4", "G5", "G8")
+
+
 @pytest.mark.deep
 class TestDeep(LowRankManifoldTestCase):
     manifolds = strategies.low_rank_manifolds()
