@@ -85,8 +85,8 @@ def train(
     observer.started(config, steps, state.epoch)
     while state.epoch < config.epochs:
         record = _epoch(state, data, device, observer)
-        checkpoint.save(path, state)
         write_records(folder / METRICS, state.records)
+        checkpoint.save(path, state)  # last: what it names as done is there
         observer.epoch_finished(record)
     run = Run(folder, config, state.records)
     write_records(folder / METRICS, state.records)

@@ -21,7 +21,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*TENFOLD, *arguments], capture_output=True, text=True, timeout=100, env=ENVIRONMENT, check=False
+        [*TENFOLD, *arguments], capture_output=True, text=True, timeout=180, env=ENVIRONMENT, check=False
     )
 
 
@@ -41,7 +41,7 @@ def test_help_does_not_wait_for_torch(arguments):
         "    assert 'torch' not in sys.modules\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=180, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "usage: tenfold" in done.stdout
@@ -62,19 +62,19 @@ def test_ctrl_c_keeps_the_last_epoch_and_exits_130(quick, tmp_path):
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     ) as process:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while not (folder / "checkpoint.pt").exists() and time.monotonic() < deadline:
             assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=180)
     assert process.returncode == 130
     assert error.count("\n") == 1
     assert error.endswith(f"epochs are kept. Go on with: tenfold train --resume --out {folder}\n")
     kept = int(error.split()[2])
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert torch.load(folder / "checkpoint.pt", weights_only=True)["epoch"] == kept
-    assert len(records) in (kept - 1, kept)  # the checkpoint is written first
+    assert len(records) in (kept, kept + 1)  # the checkpoint is written last
     assert [record["epoch"] for record in records] == list(range(1, len(records) + 1))
     assert {path.name for path in folder.iterdir()} == {"config.json", "metrics.jsonl", "checkpoint.pt"}
 
@@ -86,7 +86,7 @@ def test_ctrl_c_reaches_the_network_that_trains_apart(tmp_path, data_folder, cap
     )
 
     def interrupt_when_it_trains() -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while not (tmp_path / "checkpoint.pt").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGINT)
