@@ -17,7 +17,7 @@ __all__ = ["has_order", "measure"]
 _STEPS = 13
 _DECADES = 3.0
 _FEWEST = 5
-_NEGLIGIBLE = (1e-12, 2e-12)
+_NEGLIGIBLE = (1e-12, 2e-12, 3e-12)
 
 
 def measure(
@@ -47,10 +47,10 @@ def measure(
         With the errors of the batch's worst member.
     """
     steps = [0.1 * reach * 10 ** (-_DECADES * k / (_STEPS - 1)) for k in range(_STEPS)]
-    noise = max(float(errors_at(reach * step).max()) for step in _NEGLIGIBLE)
-    floor = min(floor, max(4 * noise, floor / 1000))
+    noise = torch.stack([errors_at(reach * step).double().flatten() for step in _NEGLIGIBLE]).amax(0)
+    floors = (4 * noise).clamp(floor / 1000, floor).nan_to_num(floor).tolist()
     table = torch.stack([errors_at(step).double().flatten() for step in steps])
-    slopes = [_slope(steps, column.tolist(), floor) for column in table.T]
+    slopes = [_slope(steps, column.tolist(), own) for column, own in zip(table.T, floors, strict=True)]
     worst = min(range(len(slopes)), key=lambda k: -math.inf if math.isnan(slopes[k]) else slopes[k])
     return Curve(label, tuple(steps), tuple(table[:, worst].tolist()), order, slopes[worst])
 
@@ -64,8 +64,8 @@ def _slope(steps: list[float], errors: list[float], floor: float) -> float:
     """
     if not all(math.isfinite(error) for error in errors):
         return math.nan
-    # At a hundred times the floor an error has two digits, and its logarithm is off by a hundredth.
-    clear = [(math.log(t), math.log(e)) for t, e in zip(steps, errors, strict=True) if e > 100 * floor]
+    # At fifty times the floor a logarithm is off by a fiftieth at most.
+    clear = [(math.log(t), math.log(e)) for t, e in zip(steps, errors, strict=True) if e > 50 * floor]
     if len(clear) < _FEWEST:
         return math.inf
     return max(_median_slope(clear[-_FEWEST:]), _median_slope(clear))

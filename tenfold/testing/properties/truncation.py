@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
+from tenfold.linalg import svd
 from tenfold.manifolds import LowRankManifold, TreeManifold
 from tenfold.testing.check import check
 from tenfold.testing.outcome import Measured, NotApplicable
@@ -45,7 +46,7 @@ def spectra(manifold: LowRankManifold, tensor: torch.Tensor) -> list[torch.Tenso
         above = [mode for mode in range(tree.order) if mode not in below]
         rows = math.prod(manifold.shape[mode] for mode in below)
         matrix = tensor.permute(*range(lead), *(lead + mode for mode in (*below, *above)))
-        found.append(torch.linalg.svdvals(matrix.reshape(*tensor.shape[:lead], rows, -1).double()))
+        found.append(svd(matrix.reshape(*tensor.shape[:lead], rows, -1).double())[1])
     return found
 
 
