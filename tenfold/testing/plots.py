@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from tenfold.testing.outcome import Curve
 from tenfold.testing.report import Report
@@ -42,10 +43,7 @@ def plot_slopes(report: Report, path: Path | str) -> None:
     figure.savefig(path)
 
 
-def _draw(axes: object, id: str, curve: Curve) -> None:
-    from matplotlib.axes import Axes
-
-    assert isinstance(axes, Axes)
+def _draw(axes: Any, id: str, curve: Curve) -> None:
     axes.set_title(f"{id}  {curve.label.replace('|', '‖')}", fontsize="medium")
     axes.set_xlabel("step t")
     positive = [(t, e) for t, e in zip(curve.steps, curve.errors, strict=True) if e > 0]

@@ -1,5 +1,8 @@
 """``tenfold check``: table, exit codes, plots, and mistakes in one line."""
 
+import subprocess
+import sys
+
 import pytest
 
 from tenfold.cli import main
@@ -87,3 +90,15 @@ def test_mistakes_in_options(arguments, capsys):
         main(["check", *arguments])
     assert exit.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_command_needs_neither_hypothesis_nor_pytest():
+    """They are no dependencies of the library; only the test case and the strategies use them."""
+    program = (
+        "import sys; sys.modules['hypothesis'] = sys.modules['pytest'] = None\n"
+        "from tenfold.cli import main\n"
+        f"sys.exit(main(['check', {TUCKER!r}, '--only', 'J1', '--examples', '1']))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "1 passed" in done.stdout
