@@ -45,6 +45,19 @@ def test_poincare_ball_broadcasts_the_batch_of_its_metric():
     assert "shape (3, 3)" in report["M1"].reason
 
 
+@pytest.mark.parametrize(
+    ("manifold", "second"),
+    [(geoopt.Sphere(), True), (geoopt.EuclideanStiefelExact(), True), (geoopt.EuclideanStiefel(), False)],
+    ids=lambda item: type(item).__name__,
+)
+def test_a_claim_of_second_order_is_put_to_the_test(manifold, second):
+    """The projection on a sphere and an exponential map keep it, the QR retraction does not."""
+    report = check_manifold(manifold, checks=["R4"], examples=2, order=2)
+    assert report.ok is second
+    assert report["R4"].slope == pytest.approx(3.0 if second else 2.0, abs=0.1)
+    assert check_manifold(manifold, checks=["R4"], examples=1).not_applicable == ("R4",)
+
+
 def test_products_with_low_rank_manifolds_are_refused():
     product = geoopt.ProductManifold((TuckerManifold((4, 3, 3), 2), (28,)), (geoopt.Sphere(), 3))
     with pytest.raises(ValueError, match="check that manifold itself"):
