@@ -167,13 +167,12 @@ def rank_limits(s: Sample) -> Iterator[Measured]:
     for k in range(len(ranks)):
         above = (*highest[:k], highest[k] + 1, *highest[k + 1 :])
         yield refuses(f"rank {above} is refused", partial(manifold.with_rank, above))
-        for base in {ranks, (1,) * len(ranks)}:
-            for rank in {2, highest[k]}:
-                try:
-                    other = manifold.with_rank((*base[:k], rank, *base[k + 1 :]))
-                except ValueError:
-                    continue
-                yield from _attained(s, other)
+        for base, rank in ((ranks, 2), ((1,) * len(ranks), highest[k])):
+            try:
+                other = manifold.with_rank((*base[:k], rank, *base[k + 1 :]))
+            except ValueError:
+                continue
+            yield from _attained(s, other)
     yield refuses("rank 0 is refused", partial(manifold.with_rank, (0,) * len(ranks)))
     yield from _attained(s, manifold)
 
