@@ -176,4 +176,4 @@ def solve_right_upper(right: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:
     diagonal = scaled.diagonal(dim1=-2, dim2=-1)
     floored = diagonal.clamp(min=torch.finfo(upper.dtype).eps)
     scaled = scaled + torch.diag_embed(floored - diagonal)
-    return torch.linalg.solve_triangular(scaled, right / scale, upper=True, left=False)
+    return solve_upper(right / scale, scaled)

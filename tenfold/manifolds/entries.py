@@ -140,8 +140,7 @@ class Entries:
             raise ValueError(f"these entries belong to another format or shape than {manifold}")
         if x.shape != (manifold.size,):
             raise ValueError(f"x must be one point of shape {(manifold.size,)}, got {tuple(x.shape)}")
-        wants_grad = torch.is_grad_enabled() and x.requires_grad
-        factors = manifold.factors(x) if wants_grad else manifold.unpack_tensor(x)
+        factors = manifold.factors(x)
         rows: dict[int, torch.Tensor] = {}
         for v in self._tree.bottomup:
             rows[v] = self._rows(v, factors[v], rows)

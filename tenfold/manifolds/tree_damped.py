@@ -77,6 +77,12 @@ def frame_of(tree: TensorTree, nodes: Nodes, damping: float) -> DampedFrame:
     return DampedFrame(upper)
 
 
+def _step(tree: TensorTree, v: int, tangent: Nodes, frame: DampedFrame) -> torch.Tensor:
+    """The change ``E_v = D_v L_v^{-1}`` of a basis, as a matrix."""
+    lower, columns = frame.upper[v].mT, matrix(tree, v, tangent[v])
+    return torch.linalg.solve_triangular(lower, columns, upper=False, left=False)
+
+
 def retract(tree: TensorTree, nodes: Nodes, tangent: Nodes, frame: DampedFrame) -> list[torch.Tensor]:
     """First-order retraction ``(C + dC) x_v (U_v + E_v)``, orthonormalised by Cholesky-QR.
 
@@ -89,9 +95,7 @@ def retract(tree: TensorTree, nodes: Nodes, tangent: Nodes, frame: DampedFrame) 
         if v == tree.root:
             out[v] = some(lift(tree, v, nodes[v] + tangent[v], carry))
             continue
-        change = torch.linalg.solve_triangular(
-            frame.upper[v].mT, matrix(tree, v, tangent[v]), upper=False, left=False
-        )
+        change = _step(tree, v, tangent, frame)
         moved = some(lift(tree, v, nodes[v] + unmatrix(change, nodes[v]), carry))
         columns = matrix(tree, v, moved)
         factor = cholesky(columns.mT @ columns)
@@ -107,10 +111,7 @@ def isometric(tree: TensorTree, tangent: Nodes, frame: DampedFrame, exact: Frame
     """
     out = list(tangent)
     for v, upper in exact.upper.items():
-        columns = torch.linalg.solve_triangular(
-            frame.upper[v].mT, matrix(tree, v, tangent[v]), upper=False, left=False
-        )
-        out[v] = unmatrix(columns @ upper.mT, tangent[v])
+        out[v] = unmatrix(_step(tree, v, tangent, frame) @ upper.mT, tangent[v])
     return out
 
 

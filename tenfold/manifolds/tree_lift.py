@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tenfold.manifolds.tree import TensorTree
-from tenfold.manifolds.tree_calculus import Frame
+from tenfold.manifolds.tree_calculus import Frame, order_of
 
 if TYPE_CHECKING:
     from tenfold.manifolds.tree_manifold import TreeManifold
@@ -59,8 +59,7 @@ class _TangentLift(torch.autograd.Function):
         blocks = []
         for v, (grad, shape) in enumerate(zip(grads, ctx.shapes, strict=True)):
             # The core's own block, and the block of Delta_v: old children, new parent direction.
-            order = ctx.tree.nodes[v].legs + (v != ctx.tree.root)
-            lead = len(shape) - order
+            lead = len(shape) - order_of(ctx.tree, v)
             index = [slice(None)] * lead + [slice(0, n) for n in shape[lead:]]
             if v != ctx.tree.root:
                 index[-1] = slice(shape[-1], None)
@@ -72,7 +71,7 @@ def _doubled(tree: TensorTree, nodes: Sequence[torch.Tensor], frame: Frame) -> l
     out = []
     for v, node in enumerate(nodes):
         children, is_root = tree.nodes[v].children, v == tree.root
-        order = tree.nodes[v].legs + (not is_root)
+        order = order_of(tree, v)
         lead = node.ndim - order
         doubled = [*range(len(children)), *([] if is_root else [order - 1])]
         sizes = [n * 2 if axis in doubled else n for axis, n in enumerate(node.shape[lead:])]

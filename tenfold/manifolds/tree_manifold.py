@@ -112,7 +112,8 @@ class TreeManifold(LowRankManifold):
         return new
 
     def factors(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """What a forward pass contracts: the factors, doubled on a :meth:`lifted` manifold.
+        """What a forward pass contracts: the factors, doubled where a :meth:`lifted` manifold is to
+        return a gradient.
 
         Parameters
         ----------
@@ -122,13 +123,16 @@ class TreeManifold(LowRankManifold):
         Returns
         -------
         tuple of torch.Tensor
-            The factors of :meth:`unpack_tensor`; on a lifted manifold with every rank doubled and
-            the new directions zero, so that the tensor is the same.
+            The factors of :meth:`unpack_tensor`; on a lifted manifold, if a gradient of ``x`` is wanted,
+            with every rank doubled and the new directions zero, so that the tensor is the same.
         """
-        return tangent_lift(self, x) if self.is_lifted else self.unpack_tensor(x)
+        return tangent_lift(self, x) if self._lifts(x) else self.unpack_tensor(x)
+
+    def _lifts(self, x: torch.Tensor) -> bool:
+        return self.is_lifted and torch.is_grad_enabled() and x.requires_grad
 
     def unpack_tensor(self, tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        if self.is_lifted and torch.is_grad_enabled() and tensor.requires_grad:
+        if self._lifts(tensor):
             raise ValueError(f"gradients on the lifted {self} flow through factors(x), not unpack_tensor(x)")
         return super().unpack_tensor(tensor)
 
@@ -189,9 +193,7 @@ class TreeManifold(LowRankManifold):
         return self.pack_point(*factors)
 
     def to_dense(self, x: torch.Tensor) -> torch.Tensor:
-        wants_grad = torch.is_grad_enabled() and x.requires_grad
-        factors = self.factors(x) if wants_grad else self.unpack_tensor(x)
-        return calculus.dense(self.tree, factors, self.shape)
+        return calculus.dense(self.tree, self.factors(x), self.shape)
 
     def radial(self, x: torch.Tensor) -> torch.Tensor:
         factors = self.unpack_tensor(x)

@@ -212,10 +212,9 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
                 state[name] = manifold.undamped(x, state[name], frame)
         if group["check_finite"] and not torch.isfinite(step).all():
             raise ValueError(f"the step of {self._name(batch.members[0])} overflows; nothing was changed")
-        steps = (step_p for _, step_p, _ in batch.split(step, {}))
         return [
-            Adapting(p, x_p, manifold.truncation(x_p, step_p), s_p)
-            for (p, x_p, s_p), step_p in zip(batch.split(x, state), steps, strict=True)
+            Adapting(p, manifold.truncation(x_p, step_p), s_p, manifold, x_p)
+            for (p, x_p, s_p), step_p in zip(batch.split(x, state), batch.parts(step), strict=True)
         ]
 
     def _carry(
@@ -237,13 +236,19 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
     def _adapt(self, policy: RankPolicy, adapting: Sequence[Adapting], step: int) -> Iterable[Update]:
         """Decide on the ranks of all parameters of a group, and carry their state over."""
         for item, ranks in zip(adapting, policy.decide([a.pending for a in adapting], step), strict=True):
-            old = item.parameter.manifold
             new, y = item.truncation.to(ranks)
-            for name in self._held(self.tangent_state, item.state):
-                item.state[name] = old.transp(item.x, y, item.state[name], target=new)
-            for name in self._held(self.square_state, item.state):
-                item.state[name] = old.transp_squares(item.x, y, item.state[name], target=new)
-            yield Update(item.parameter, y, item.state, new)
+            yield Update(item.parameter, y, self._transported(item.state, item.manifold, item.x, new, y), new)
+
+    def _transported(
+        self, state: State, old: LowRankManifold, x: torch.Tensor, new: LowRankManifold, y: torch.Tensor
+    ) -> State:
+        """The state at ``x`` on one manifold, carried to ``y`` on another."""
+        moved = dict(state)
+        for name in self._held(self.tangent_state, state):
+            moved[name] = old.transp(x, y, state[name], target=new)
+        for name in self._held(self.square_state, state):
+            moved[name] = old.transp_squares(x, y, state[name], target=new)
+        return moved
 
     @staticmethod
     def _held(names: tuple[str, ...], state: State) -> list[str]:

@@ -93,9 +93,11 @@ class RankPolicy(abc.ABC):
 
     def due(self, step: int) -> bool:
         """Whether step number ``step``, counted from 1, decides on ranks."""
-        if step <= self.start or (self.stop is not None and step > self.stop):
-            return False
-        return (step - self.start) % self.every == 0
+        return self.on_beat(step) and (self.stop is None or step <= self.stop)
+
+    def on_beat(self, step: int) -> bool:
+        """Whether step number ``step``, counted from 1, ends an interval, before ``stop`` or after it."""
+        return step > self.start and (step - self.start) % self.every == 0
 
     @abc.abstractmethod
     def wanted(

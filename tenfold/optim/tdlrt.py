@@ -64,11 +64,6 @@ class _CoreIntegration(RiemannianOptimizer):
 
     # When -------------------------------------------------------------------------------------
 
-    @staticmethod
-    def _augments(policy: RankPolicy, step: int) -> bool:
-        """Whether bases move in a step; after ``policy.stop`` they do at the ranks they have."""
-        return step > policy.start and (step - policy.start) % policy.every == 0
-
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Move every parameter that has a gradient, or none.
 
@@ -111,7 +106,7 @@ class _CoreIntegration(RiemannianOptimizer):
         with ExitStack() as restore:
             moved = []
             for group in self.param_groups:
-                if not self._augments(group["rank_adaptation"], group["step"] + 1):
+                if not group["rank_adaptation"].on_beat(group["step"] + 1):
                     continue
                 for p in group["params"]:
                     if p.grad is None or not is_low_rank(p):
@@ -140,19 +135,19 @@ class _CoreIntegration(RiemannianOptimizer):
     ) -> list[Update | Adapting]:
         if not isinstance(batch.manifold, LowRankManifold):
             return list(super()._move(group, batch, adapt, conditioning))
-        policy, step = group["rank_adaptation"], group["step"] + 1
-        if not self._augments(policy, step):
+        if not group["rank_adaptation"].on_beat(group["step"] + 1):
+            # After `stop` the bases still move on the beat, at the ranks they have.
             return self._core_steps(group, batch)
         moved: list[Update | Adapting] = []
-        grads = _stack_of(batch, batch.grad)
-        for (p, x, state), grad in zip(batch.split(batch.x, batch.state), grads, strict=True):
+        members = zip(batch.split(batch.x, batch.state), batch.parts(batch.grad), strict=True)
+        for (p, x, state), grad in members:
             wide, y, state = self._augmented_step(group, p, x, grad, state)
             truncation = wide.truncation(y)
             if adapt:
-                moved.append(Adapting(p, y, truncation, {**state, "_from": wide}))
+                moved.append(Adapting(p, truncation, state, wide, y))
             else:
                 new, z = truncation.to(p.manifold.rank)
-                moved.append(Update(p, z, self._rotated(state, wide, y, new, z), new))
+                moved.append(Update(p, z, self._transported(state, wide, y, new, z), new))
         return moved
 
     def _core_steps(self, group: Group, batch: Batch) -> list[Update | Adapting]:
@@ -191,7 +186,7 @@ class _CoreIntegration(RiemannianOptimizer):
             core_grad = self._capture.core_gradient(p, wide, y)
             if core_grad is None:
                 raise ValueError(f"nothing was captured for {self._name(p)}: is it part of the model?")
-        state = self._rotated(state, home, x, wide, y)
+        state = self._transported(state, home, x, wide, y)
         factors = list(wide.unpack_tensor(y))
         factors[wide.tree.root], state = self._stepped(group, factors[wide.tree.root], core_grad, state)
         return wide, wide.pack_point(*factors), state
@@ -211,21 +206,12 @@ class _CoreIntegration(RiemannianOptimizer):
         blocks = [-sign * group["lr"] * block for block in home.unpack_tensor(rgrad)]
         blocks[root] = new - core
         wide, y = home.extended(x, home.pack_point(*blocks))
-        return wide, y, self._rotated(stepped, home, x, wide, y)
+        return wide, y, self._transported(stepped, home, x, wide, y)
 
-    def _adapt(self, policy: RankPolicy, adapting: Any, step: int) -> list[Update]:
-        ours = [item for item in adapting if "_from" in item.state]
-        updates = list(super()._adapt(policy, [i for i in adapting if "_from" not in i.state], step))
-        for item, ranks in zip(ours, policy.decide([a.pending for a in ours], step), strict=True):
-            wide = item.state.pop("_from")
-            new, z = item.truncation.to(ranks)
-            updates.append(Update(item.parameter, z, self._rotated(item.state, wide, item.x, new, z), new))
-        return updates
-
-    def _rotated(
+    def _transported(
         self, state: State, old: TreeManifold, x: torch.Tensor, new: TreeManifold, y: torch.Tensor
     ) -> State:
-        """The inner optimizer's state in other bases."""
+        """The inner optimizer's state, which belongs to the core, in other bases."""
         moved = dict(state)
         for name in self._held(self.tangent_state, state):
             moved[name] = old.carry_core(x, y, state[name], new)
@@ -247,10 +233,6 @@ class _CoreIntegration(RiemannianOptimizer):
 
 def _core(manifold: TreeManifold, packed: torch.Tensor) -> torch.Tensor:
     return manifold.unpack_tensor(packed)[manifold.tree.root]
-
-
-def _stack_of(batch: Batch, stacked: torch.Tensor) -> list[torch.Tensor]:
-    return [part for _, part, _ in batch.split(stacked, {})]
 
 
 class TDLRT(_CoreIntegration, RiemannianSGD):

@@ -64,18 +64,21 @@ class Adapting:
     ----------
     parameter : geoopt.ManifoldParameter
         The parameter, still as it was.
-    x : torch.Tensor
-        Its old value, which the state belongs to.
     truncation : Truncation
         The stepped tensor.
     state : dict
-        The new state, at the old point.
+        The new state, still at another point.
+    manifold : LowRankManifold
+        The manifold of that point.
+    x : torch.Tensor
+        That point.
     """
 
     parameter: geoopt.ManifoldParameter
-    x: torch.Tensor
     truncation: Truncation
     state: State
+    manifold: LowRankManifold
+    x: torch.Tensor
 
     @property
     def pending(self) -> Pending:
@@ -116,6 +119,10 @@ class Batch:
     def manifold(self) -> geoopt.Manifold:
         """The members' common manifold."""
         return self.members[0].manifold
+
+    def parts(self, stacked: torch.Tensor) -> list[torch.Tensor]:
+        """What belongs to each member of a stacked tensor."""
+        return [stacked] if len(self.members) == 1 else list(stacked)
 
     def split(
         self, point: torch.Tensor, state: State

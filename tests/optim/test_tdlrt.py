@@ -32,22 +32,24 @@ def make(integrator, net, cls=TDLRT, **options):
     return cls(net.parameters(), integrator=integrator, model=model, **options)
 
 
+def advance(optimizer, evaluate):
+    """One step of any integrator; returns the loss before it."""
+
+    def closure():
+        optimizer.zero_grad()
+        loss = evaluate()
+        loss.backward()
+        return loss
+
+    if optimizer.integrator == "two-pass":
+        return optimizer.step(closure).item()
+    loss = closure().item()
+    optimizer.step()
+    return loss
+
+
 def run(optimizer, net, goal, steps):
-    losses = []
-    for _ in range(steps):
-
-        def closure():
-            optimizer.zero_grad()
-            loss = 0.5 * (net() - goal).square().sum()
-            loss.backward()
-            return loss
-
-        if optimizer.integrator == "two-pass":
-            losses.append(optimizer.step(closure).item())
-        else:
-            losses.append(closure().item())
-            optimizer.step()
-    return losses
+    return [advance(optimizer, lambda: 0.5 * (net() - goal).square().sum()) for _ in range(steps)]
 
 
 @pytest.mark.parametrize("integrator", ["two-pass", "fused"])
@@ -187,18 +189,7 @@ def train(net, optimizer, steps, seed=1):
     for _ in range(steps):
         x = torch.randn(16, 2, 6, 6, dtype=torch.float64, generator=source)
         y = x.sum((1, 2, 3)).abs().long().clamp(max=9)
-
-        def closure(x=x, y=y):
-            optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(net(x), y)
-            loss.backward()
-            return loss
-
-        if optimizer.integrator == "two-pass":
-            losses.append(optimizer.step(closure).item())
-        else:
-            losses.append(closure().item())
-            optimizer.step()
+        losses.append(advance(optimizer, lambda x=x, y=y: nn.functional.cross_entropy(net(x), y)))
     return losses
 
 
