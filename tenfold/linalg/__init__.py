@@ -1,6 +1,7 @@
 """Batched linear algebra and unfoldings: what every manifold is built from."""
 
 from tenfold.linalg.decompositions import LINALG_DTYPES, cholesky, qr, solve_right_upper, solve_upper, svd
+from tenfold.linalg.orthogonalize import orthogonalize
 from tenfold.linalg.tolerances import rounding_floor
 from tenfold.linalg.unfolding import fold, mode_product, unfold
 
@@ -9,6 +10,7 @@ __all__ = [
     "cholesky",
     "fold",
     "mode_product",
+    "orthogonalize",
     "qr",
     "rounding_floor",
     "solve_right_upper",

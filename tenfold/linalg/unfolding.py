@@ -15,6 +15,9 @@ import torch
 
 __all__ = ["fold", "mode_product", "unfold"]
 
+_THIN = 64
+"""Number of columns below which a batch of products is slower than one product and a copy."""
+
 
 def unfold(tensor: torch.Tensor, axis: int, order: int) -> torch.Tensor:
     """Mode unfolding ``Mat_axis``.
@@ -82,8 +85,9 @@ def mode_product(tensor: torch.Tensor, matrix: torch.Tensor, axis: int, order: i
 
     Notes
     -----
-    One (batched) matrix product on a view: no axis is moved, nothing is copied that is
-    contiguous. Complexity: ``m * numel(tensor)`` multiplications.
+    One (batched) matrix product. The first and the last axis are contracted in place. An axis between
+    others is too, unless little follows it (kernel windows): a copy then costs less than many thin products,
+    and the result is a permuted view. Complexity: ``m * numel(tensor)`` multiplications.
     """
     lead = tensor.ndim - order
     batch, sizes = tensor.shape[:lead], tensor.shape[lead:]
@@ -92,6 +96,9 @@ def mode_product(tensor: torch.Tensor, matrix: torch.Tensor, axis: int, order: i
         out = tensor.reshape(*batch, before, sizes[axis]) @ matrix.mT
     elif before == 1:
         out = matrix @ tensor.reshape(*batch, sizes[axis], after)
+    elif after < _THIN:
+        shape = (*sizes[:axis], matrix.shape[-2], *sizes[axis + 1 :])
+        return fold(matrix @ unfold(tensor, axis, order), axis, shape)
     else:
         out = matrix.unsqueeze(-3) @ tensor.reshape(*batch, before, sizes[axis], after)
     joint = torch.broadcast_shapes(batch, matrix.shape[:-2])

@@ -273,6 +273,26 @@ class LowRankManifold(geoopt.Manifold, metaclass=abc.ABCMeta):
 
     # Tangent space ---------------------------------------------------------------------------
 
+    def tangent_matrices(self, u: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The blocks of a tangent vector as matrices, for steps that look at their singular values.
+
+        Parameters
+        ----------
+        u : torch.Tensor
+            Tangent vector in isometric coordinates, shape ``(*batch, size)``.
+
+        Returns
+        -------
+        tuple of torch.Tensor
+            One view per factor, shape ``(*batch, m, n)``, with the last axis of the factor as columns: a
+            change of the basis in the columns multiplies from the right.
+        """
+        lead = u.ndim - 1
+        return tuple(
+            block.flatten(lead, -2) if block.ndim > lead + 1 else block.unsqueeze(-1)
+            for block in self.unpack_tensor(u)
+        )
+
     def frame(self, x: torch.Tensor) -> Any:
         """What the operations at ``x`` share, to be passed to them as ``frame``; opaque.
 

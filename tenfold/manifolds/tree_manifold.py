@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -202,6 +203,18 @@ class TreeManifold(LowRankManifold):
         )
 
     # Tangent space ---------------------------------------------------------------------------
+
+    def tangent_matrices(self, u: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """As :meth:`LowRankManifold.tangent_matrices`; the core is split where it is closest to square."""
+        blocks = list(super().tangent_matrices(u))
+        core = self.unpack_tensor(u)[self.tree.root]
+        lead, sizes = u.ndim - 1, self.factor_shapes[self.tree.root]
+        rows = min(
+            (math.prod(sizes[:k]) for k in range(len(sizes))),
+            key=lambda m: max(m, math.prod(sizes) / m),
+        )
+        blocks[self.tree.root] = core.reshape(*u.shape[:lead], rows, -1)
+        return tuple(blocks)
 
     def frame(self, x: torch.Tensor) -> Frame:
         if not self.is_lifted or x.dtype == torch.float64:

@@ -8,6 +8,7 @@ from tenfold.optim.deterministic import LineSearchOptimizer
 from tenfold.optim.lbfgs import RiemannianLBFGS
 from tenfold.optim.line_search import Trial, WolfeSearch
 from tenfold.optim.line_search_report import LineSearchReport, Outcome
+from tenfold.optim.muon import TangentMuon
 from tenfold.optim.rank_adaptation import EnergyAdaptation, RankAdaptation
 from tenfold.optim.rank_budget import BudgetAdaptation
 from tenfold.optim.rank_policy import Pending, RankPolicy
@@ -34,6 +35,7 @@ __all__ = [
     "RiemannianSGD",
     "SecondMoment",
     "TDLRTAdamW",
+    "TangentMuon",
     "Trial",
     "WolfeSearch",
     "clip_riemannian_norm_",

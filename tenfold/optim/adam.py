@@ -83,7 +83,7 @@ class RiemannianAdam(RiemannianOptimizer):
     Becigneul and Ganea, "Riemannian adaptive optimization methods", ICLR 2019.
     """
 
-    tangent_state = ("exp_avg",)
+    tangent_state: tuple[str, ...] = ("exp_avg",)
     square_state = ("exp_avg_sq", "max_exp_avg_sq")
 
     def __init__(
