@@ -11,7 +11,7 @@ import geoopt
 import torch
 from typing_extensions import Self
 
-from tenfold.linalg import qr, solve_right_upper, solve_upper, svd, unfold
+from tenfold.linalg import LINALG_DTYPES, qr, solve_right_upper, solve_upper, svd, unfold
 from tenfold.manifolds import tree_calculus as calculus
 from tenfold.manifolds import tree_damped as damped
 from tenfold.manifolds.base import LowRankManifold
@@ -186,12 +186,15 @@ class TreeManifold(LowRankManifold):
         wanted = geoopt.utils.size2shape(*size) if size else (self.size,)
         self._assert_check_shape(wanted, "the size")
         factors = []
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        # Half precision has no QR: such a point is the rounded one of float32.
+        working = dtype if dtype in LINALG_DTYPES else torch.float32
         for v, shape in enumerate(self.factor_shapes):
-            normal = torch.randn(*wanted[:-1], *shape, dtype=dtype, device=device, generator=generator)
+            normal = torch.randn(*wanted[:-1], *shape, dtype=working, device=device, generator=generator)
             if v != self.tree.root:
                 normal = qr(calculus.matrix(self.tree, v, normal))[0].reshape(normal.shape)
             factors.append(normal)
-        return self.pack_point(*factors)
+        return self.pack_point(*factors).to(dtype)
 
     def to_dense(self, x: torch.Tensor) -> torch.Tensor:
         return calculus.dense(self.tree, self.factors(x), self.shape)

@@ -12,6 +12,7 @@ import geoopt
 import torch
 
 from tenfold.manifolds import LowRankManifold
+from tenfold.optim.master import MASTER, needs_master, working_point
 from tenfold.optim.rank_policy import RankPolicy, policy_from_state, policy_state
 from tenfold.optim.update import Adapting, Batch, State, Update, batches
 
@@ -260,10 +261,13 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
                 continue
             for p in group["params"]:
                 if isinstance(p, geoopt.ManifoldParameter):
-                    p.copy_(p.manifold.projx(p))
                     state = self.state[p]
+                    x = p.manifold.projx(working_point(p, state.get(MASTER)))
+                    p.copy_(x)
+                    if needs_master(p):
+                        state[MASTER] = x
                     for name in self._held(self.tangent_state, state):
-                        state[name] = p.manifold.proju(p, state[name])
+                        state[name] = p.manifold.proju(x, state[name])
 
     # Refusals --------------------------------------------------------------------------------
 
@@ -368,6 +372,12 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
                         "optimizer's"
                     )
         super().load_state_dict({**state_dict, "param_groups": groups})
+        for number, p in zip(numbers, parameters, strict=True):
+            # torch rounds the state to the type of the parameter; beside a master copy it is not.
+            if needs_master(p):
+                for name, value in state_dict["state"].get(number, {}).items():
+                    if isinstance(value, torch.Tensor):
+                        self.state[p][name] = value.to(p.device, copy=True)
 
 
 def _magnitude(tensors: list[torch.Tensor]) -> torch.Tensor:

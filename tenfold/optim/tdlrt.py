@@ -15,6 +15,7 @@ from tenfold.manifolds import LowRankManifold, TreeManifold, is_low_rank, move_
 from tenfold.optim.adam import RiemannianAdamW
 from tenfold.optim.base import Group, RiemannianOptimizer
 from tenfold.optim.capture import Capture
+from tenfold.optim.master import needs_master
 from tenfold.optim.rank_policy import RankPolicy
 from tenfold.optim.sgd import RiemannianSGD
 from tenfold.optim.update import Adapting, Batch, State, Update
@@ -81,7 +82,14 @@ class _CoreIntegration(RiemannianOptimizer):
         ValueError
             If the two-pass integrator gets no closure, if nothing was captured for a parameter, or
             if a gradient or step is not finite; nothing has been changed then.
+        TypeError
+            If a low-rank parameter is in half precision.
         """
+        for group in self.param_groups:
+            for p in filter(needs_master, group["params"]):
+                raise TypeError(
+                    f"{type(self).__name__} needs float32 or float64: {self._name(p)} is {p.dtype}"
+                )
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -10,6 +10,7 @@ import geoopt
 import torch
 
 from tenfold.manifolds import LowRankManifold, Truncation, is_low_rank, move_
+from tenfold.optim.master import MASTER, needs_master, working_point
 from tenfold.optim.rank_policy import Pending
 
 __all__ = ["Adapting", "Batch", "State", "Update", "batches"]
@@ -46,14 +47,17 @@ class Update:
 
     def commit(self, state: State) -> None:
         """Carry the update out; ``state`` is the optimizer's entry for the parameter."""
+        if needs_master(self.parameter):
+            state[MASTER] = self.point
         if self.manifold is None or self.manifold == self.parameter.manifold:
             self.parameter.copy_(self.point)
         else:
-            move_(self.parameter, self.manifold, self.point)
-        for name, value in self.state.items():
+            move_(self.parameter, self.manifold, self.point.to(self.parameter.dtype))
+        state.update(self.state)
+        for name, value in state.items():
             # A view into a batch is copied, so that no parameter keeps the memory of the others alive.
-            is_view = isinstance(value, torch.Tensor) and value._base is not None
-            state[name] = value.clone() if is_view else value
+            if isinstance(value, torch.Tensor) and value._base is not None:
+                state[name] = value.clone()
 
 
 @dataclass
@@ -95,7 +99,8 @@ class Batch:
     members : list of geoopt.ManifoldParameter
         The parameters.
     x, grad : torch.Tensor
-        Their values and autograd gradients, shape ``(members, size)``, or as they are for one member.
+        Their values (master copies of half-precision parameters) and autograd gradients, shape
+        ``(members, size)``, or as they are for one member.
     state : dict
         Their state, stacked alike.
     """
@@ -108,12 +113,14 @@ class Batch:
     @classmethod
     def of(cls, members: list[geoopt.ManifoldParameter], states: Sequence[State]) -> Batch:
         """Stack some parameters and their states."""
-        grads = [p.grad for p in members if p.grad is not None]
+        points = [working_point(p, s.get(MASTER)) for p, s in zip(members, states, strict=True)]
+        grads = [p.grad.to(x.dtype) for p, x in zip(members, points, strict=True) if p.grad is not None]
         state = {
             name: _stack([s[name] for s in states]) if isinstance(value, torch.Tensor) else value
             for name, value in states[0].items()
+            if name != MASTER
         }
-        return cls(members, _stack([p.detach() for p in members]), _stack(grads), state)
+        return cls(members, _stack(points), _stack(grads), state)
 
     @property
     def manifold(self) -> geoopt.Manifold:

@@ -244,3 +244,30 @@ def test_number_of_kernels_does_not_grow_with_the_number_of_layers():
         return {e.key: e.count for e in profile.key_averages() if e.key in heavy}
 
     assert kernels(8) == kernels(2) != {}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("damping", [None, 0.1])
+def test_a_fixed_rank_step_replays_from_a_cuda_graph(damping):
+    """Capture refuses every synchronisation; the replayed steps are those that run eagerly."""
+    found = []
+    for captured in (False, True):
+        p = geoopt.ManifoldParameter(MANIFOLD.random(generator=generator(0)).cuda(), manifold=MANIFOLD)
+        optimizer = RiemannianSGD([p], lr=0.1, momentum=0.9, damping=damping, check_finite=False)
+        p.grad = torch.ones_like(p)
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # allocates the state and the workspaces
+                optimizer.step()
+        torch.cuda.current_stream().wait_stream(stream)
+        if captured:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                optimizer.step()
+            state = optimizer.state[p]["momentum_buffer"]
+            assert state.device.type == "cuda"
+            graph.replay()
+        else:
+            optimizer.step()
+        found.append(MANIFOLD.to_dense(p.detach()))
+    torch.testing.assert_close(*found)
