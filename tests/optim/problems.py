@@ -3,6 +3,7 @@
 import geoopt
 import torch
 
+import tenfold
 from tenfold.manifolds import (
     FixedRankManifold,
     HierarchicalTuckerManifold,
@@ -10,6 +11,7 @@ from tenfold.manifolds import (
     TensorTrainManifold,
     TuckerManifold,
 )
+from tenfold.optim import TDLRT, RankAdaptation
 
 MANIFOLDS = [
     TuckerManifold((6, 5, 4), (3, 2, 2)),
@@ -53,3 +55,57 @@ def descend(optimizer, p, goal: torch.Tensor, steps: int) -> list[float]:
         loss.backward()
         optimizer.step()
     return [*losses, distance(p, goal).item()]
+
+
+def toy(decay: float, start: int = 8) -> tuple[geoopt.ManifoldParameter, torch.Tensor]:
+    """A 20 x 20 x 20 goal of rank 4, and a start whose singular values decay by `decay` per index."""
+    truth = TuckerManifold((20, 20, 20), 4)
+    goal = truth.to_dense(truth.random(dtype=torch.float64, generator=generator(0)))
+    manifold = TuckerManifold((20, 20, 20), start)
+    core, *factors = manifold.unpack_tensor(manifold.random(dtype=torch.float64, generator=generator(1)))
+    scale = decay ** -torch.arange(start, dtype=torch.float64)
+    core = core * scale[:, None, None] * scale[:, None] * scale
+    return geoopt.ManifoldParameter(manifold.pack_point(core, *factors), manifold=manifold), goal * (
+        20 / goal.norm()
+    )
+
+
+class Tensor(torch.nn.Module):
+    """A module whose output is the tensor itself, so that the loss is a plain function of it."""
+
+    def __init__(self, manifold: LowRankManifold, point: torch.Tensor | None = None):
+        super().__init__()
+        point = manifold.random(dtype=torch.float64, generator=generator(0)) if point is None else point
+        tenfold.nn.declare(self, "weight", manifold, point)
+
+    def forward(self):
+        return self.weight.manifold.to_dense(self.weight)
+
+
+def advance(optimizer, evaluate) -> float:
+    """One step of any integrator of TDLRT; returns the loss before it."""
+
+    def closure():
+        optimizer.zero_grad()
+        loss = evaluate()
+        loss.backward()
+        return loss
+
+    if optimizer.integrator == "two-pass":
+        return optimizer.step(closure).item()
+    loss = closure().item()
+    optimizer.step()
+    return loss
+
+
+def run(optimizer, net: Tensor, goal: torch.Tensor, steps: int) -> list[float]:
+    """Run some steps of TDLRT and return the losses before each of them."""
+    return [advance(optimizer, lambda: 0.5 * (net() - goal).square().sum()) for _ in range(steps)]
+
+
+def integrate(integrator: str, net: Tensor, cls=TDLRT, **options):
+    """TDLRT with an integrator on a network."""
+    options.setdefault("rank_adaptation", RankAdaptation(0.0))
+    return cls(
+        net.parameters(), integrator=integrator, model=net if integrator == "fused" else None, **options
+    )

@@ -8,7 +8,7 @@ import torch
 
 from tenfold.manifolds import TuckerManifold
 from tenfold.optim import IllConditionedWarning, RankAdaptation, RiemannianSGD
-from tests.optim.problems import MANIFOLDS, dense, descend, distance, generator, parameter, target
+from tests.optim.problems import MANIFOLDS, dense, descend, distance, generator, parameter, target, toy
 
 TUCKER = MANIFOLDS[0]
 
@@ -59,14 +59,7 @@ def distance_gradient(manifold, x):
 @pytest.mark.parametrize("decay", [1.0, 2.0, 10.0, 100.0])
 @pytest.mark.parametrize("damping", [0.01, 0.1])
 def test_toy_needs_as_many_iterations_at_any_conditioning(decay, damping):
-    truth = TuckerManifold((20, 20, 20), 4)
-    goal = truth.to_dense(truth.random(dtype=torch.float64, generator=generator(0)))
-    goal *= 20 / goal.norm()
-    manifold = TuckerManifold((20, 20, 20), 8)
-    core, *factors = manifold.unpack_tensor(manifold.random(dtype=torch.float64, generator=generator(1)))
-    scale = decay ** -torch.arange(8, dtype=torch.float64)
-    core = core * scale[:, None, None] * scale[:, None] * scale
-    p = geoopt.ManifoldParameter(manifold.pack_point(core, *factors), manifold=manifold)
+    p, goal = toy(decay)
     losses = descend(RiemannianSGD([p], lr=0.5, damping=damping), p, goal, 25)
     assert min(losses) < 1e-8
 

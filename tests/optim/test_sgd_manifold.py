@@ -9,7 +9,7 @@ import torch
 
 from tenfold.manifolds import TuckerManifold
 from tenfold.optim import RankAdaptation, RiemannianSGD
-from tests.optim.problems import MANIFOLDS, dense, descend, distance, generator, parameter, target
+from tests.optim.problems import MANIFOLDS, dense, descend, distance, generator, parameter, target, toy
 
 EXACT = RankAdaptation(tol=0.0)
 """Keeps the whole sum of point and step, so that steps can be compared with dense arithmetic."""
@@ -124,14 +124,7 @@ def test_fixed_rank_loss_falls_monotonically(manifold):
 @pytest.mark.parametrize("start", [8, 2])
 def test_toy_converges_at_any_conditioning_and_finds_the_true_rank(decay, start):
     """20x20x20, true rank 4, singular values of the start decaying by `decay` per index."""
-    truth = TuckerManifold((20, 20, 20), 4)
-    goal = truth.to_dense(truth.random(dtype=torch.float64, generator=generator(0)))
-    goal *= 20 / goal.norm()
-    manifold = TuckerManifold((20, 20, 20), start)
-    core, *factors = manifold.unpack_tensor(manifold.random(dtype=torch.float64, generator=generator(1)))
-    scale = decay ** -torch.arange(start, dtype=torch.float64)
-    core = core * scale[:, None, None] * scale[:, None] * scale
-    p = geoopt.ManifoldParameter(manifold.pack_point(core, *factors), manifold=manifold)
+    p, goal = toy(decay, start)
     losses = descend(RiemannianSGD([p], lr=0.5, rank_adaptation=RankAdaptation(1e-3)), p, goal, 20)
     assert min(losses) < 1e-8
     assert p.manifold.rank == (4, 4, 4)

@@ -9,47 +9,20 @@ from torch import nn
 import tenfold
 from tenfold.manifolds import TuckerManifold
 from tenfold.optim import TDLRT, RankAdaptation, RiemannianSGD, TDLRTAdamW
-from tests.optim.problems import MANIFOLDS, dense, distance, generator, target
+from tests.optim.problems import (
+    MANIFOLDS,
+    Tensor,
+    advance,
+    dense,
+    distance,
+    generator,
+    integrate,
+    run,
+    target,
+    toy,
+)
 
 EXACT = RankAdaptation(0.0)
-
-
-class Tensor(nn.Module):
-    """A module whose output is the tensor itself, so that the loss is a plain function of it."""
-
-    def __init__(self, manifold, seed=0):
-        super().__init__()
-        point = manifold.random(dtype=torch.float64, generator=generator(seed))
-        tenfold.nn.declare(self, "weight", manifold, point)
-
-    def forward(self):
-        return self.weight.manifold.to_dense(self.weight)
-
-
-def make(integrator, net, cls=TDLRT, **options):
-    options.setdefault("rank_adaptation", EXACT)
-    model = net if integrator == "fused" else None
-    return cls(net.parameters(), integrator=integrator, model=model, **options)
-
-
-def advance(optimizer, evaluate):
-    """One step of any integrator; returns the loss before it."""
-
-    def closure():
-        optimizer.zero_grad()
-        loss = evaluate()
-        loss.backward()
-        return loss
-
-    if optimizer.integrator == "two-pass":
-        return optimizer.step(closure).item()
-    loss = closure().item()
-    optimizer.step()
-    return loss
-
-
-def run(optimizer, net, goal, steps):
-    return [advance(optimizer, lambda: 0.5 * (net() - goal).square().sum()) for _ in range(steps)]
 
 
 @pytest.mark.parametrize("integrator", ["two-pass", "fused"])
@@ -68,7 +41,7 @@ def test_augmented_step_is_the_projected_gradient_step(manifold, integrator):
         basis = torch.linalg.qr(torch.cat([u, g_u], dim=1))[0]
         projected = torch.tensordot(projected, basis @ basis.T, dims=([mode], [0])).movedim(-1, mode)
     net.zero_grad()
-    run(make(integrator, net, lr=0.3), net, goal, 1)
+    run(integrate(integrator, net, lr=0.3), net, goal, 1)
     torch.testing.assert_close(dense(net.weight), w - 0.3 * projected)
 
 
@@ -81,7 +54,7 @@ def test_fused_and_two_pass_take_the_same_steps(manifold, cls):
     for integrator in ("two-pass", "fused"):
         net = Tensor(manifold)
         policy = RankAdaptation(0.02, every=3, max_rank=4)
-        optimizer = make(integrator, net, cls, rank_adaptation=policy, **options)
+        optimizer = integrate(integrator, net, cls, rank_adaptation=policy, **options)
         losses = run(optimizer, net, goal, 9)
         assert losses[-1] < losses[0]
         nets.append(net)
@@ -94,7 +67,7 @@ def test_parallel_is_the_riemannian_step_with_adaptive_retraction(manifold):
     goal = target(manifold)
     policy = RankAdaptation(0.2)
     net, other = Tensor(manifold), Tensor(manifold)
-    ours = make("parallel", net, lr=0.3, rank_adaptation=policy)
+    ours = integrate("parallel", net, lr=0.3, rank_adaptation=policy)
     theirs = RiemannianSGD(other.parameters(), lr=0.3, rank_adaptation=policy)
     theirs.integrator = "none"
     run(ours, net, goal, 4)
@@ -110,7 +83,7 @@ def test_descent_is_at_least_that_of_the_riemannian_step(manifold, integrator):
     net, goal = Tensor(manifold), target(manifold)
     x = net.weight.detach().clone()
     tangent = manifold.norm(x, manifold.project_dense(x, dense(net.weight) - goal)).item()
-    losses = run(make(integrator, net, lr=0.5), net, goal, 2)
+    losses = run(integrate(integrator, net, lr=0.5), net, goal, 2)
     assert losses[1] <= losses[0] - 0.5 * 0.75 * tangent**2 + 1e-10
 
 
@@ -122,7 +95,7 @@ def test_ranks_grow_at_small_steps_where_the_parallel_integrator_stays(integrato
     for kind in (integrator, "parallel"):
         net = Tensor(TuckerManifold((12, 12, 12), 2))
         policy = RankAdaptation(0.01, every=2)
-        run(make(kind, net, lr=0.05, rank_adaptation=policy), net, goal, 6)
+        run(integrate(kind, net, lr=0.05, rank_adaptation=policy), net, goal, 6)
         ranks[kind] = sum(net.weight.manifold.rank)
     assert ranks[integrator] > ranks["parallel"]
 
@@ -130,15 +103,9 @@ def test_ranks_grow_at_small_steps_where_the_parallel_integrator_stays(integrato
 @pytest.mark.parametrize("decay", [1.0, 2.0, 10.0, 100.0])
 @pytest.mark.parametrize("integrator", ["two-pass", "fused"])
 def test_toy_converges_at_any_conditioning_and_finds_the_true_rank(decay, integrator):
-    truth = TuckerManifold((20, 20, 20), 4)
-    goal = truth.to_dense(truth.random(dtype=torch.float64, generator=generator(0)))
-    goal *= 20 / goal.norm()
-    net = Tensor(TuckerManifold((20, 20, 20), 8))
-    core, *factors = net.weight.manifold.unpack_tensor(net.weight.detach())
-    scale = decay ** -torch.arange(8, dtype=torch.float64)
-    core = core * scale[:, None, None] * scale[:, None] * scale
-    net.weight.data.copy_(net.weight.manifold.pack_point(core, *factors))
-    losses = run(make(integrator, net, lr=0.5, rank_adaptation=RankAdaptation(1e-3)), net, goal, 20)
+    start, goal = toy(decay)
+    net = Tensor(start.manifold, start.detach())
+    losses = run(integrate(integrator, net, lr=0.5, rank_adaptation=RankAdaptation(1e-3)), net, goal, 20)
     assert min(losses) < 1e-8
     assert net.weight.manifold.rank == (4, 4, 4)
 
@@ -148,7 +115,7 @@ def test_between_augmentations_only_the_core_moves():
     net = Tensor(manifold)
     before = [f.clone() for f in manifold.unpack_tensor(net.weight.detach())]
     run(
-        make("two-pass", net, lr=0.2, momentum=0.9, rank_adaptation=RankAdaptation(0.1, every=10)),
+        integrate("two-pass", net, lr=0.2, momentum=0.9, rank_adaptation=RankAdaptation(0.1, every=10)),
         net,
         goal,
         3,
@@ -162,7 +129,7 @@ def test_between_augmentations_only_the_core_moves():
 def test_final_phase_moves_the_bases_at_fixed_rank():
     manifold, goal = MANIFOLDS[0], target(MANIFOLDS[0])
     net = Tensor(manifold)
-    optimizer = make(
+    optimizer = integrate(
         "two-pass", net, lr=0.2, momentum=0.5, rank_adaptation=RankAdaptation(0.0, every=2, stop=2)
     )
     run(optimizer, net, goal, 2)
@@ -198,7 +165,7 @@ def test_network_with_plain_parameters_trains_alike_under_both_integrators():
     policy = RankAdaptation(0.1, every=2)
     options = {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3, "rank_adaptation": policy}
     for net, kind in zip(nets, ("two-pass", "fused"), strict=True):
-        losses = train(net, make(kind, net, **options), 8)
+        losses = train(net, integrate(kind, net, **options), 8)
         assert losses[-1] < losses[0]
     for (name, a), b in zip(nets[0].named_parameters(), nets[1].parameters(), strict=True):
         a, b = (dense(p) if hasattr(p, "manifold") else p.detach() for p in (a, b))
@@ -207,11 +174,11 @@ def test_network_with_plain_parameters_trains_alike_under_both_integrators():
 
 def test_state_goes_on_identically_across_rank_changes():
     net = network()
-    optimizer = make("fused", net, TDLRTAdamW, lr=0.01, rank_adaptation=RankAdaptation(0.1, every=2))
+    optimizer = integrate("fused", net, TDLRTAdamW, lr=0.01, rank_adaptation=RankAdaptation(0.1, every=2))
     train(net, optimizer, 3)
     saved = copy.deepcopy((net.state_dict(), optimizer.state_dict()))
     fresh = network(seed=5)
-    resumed = make("fused", fresh, TDLRTAdamW, lr=1.0)
+    resumed = integrate("fused", fresh, TDLRTAdamW, lr=1.0)
     fresh.load_state_dict(saved[0])
     resumed.load_state_dict(saved[1])
     train(net, optimizer, 4, seed=2)
@@ -222,7 +189,7 @@ def test_state_goes_on_identically_across_rank_changes():
 
 def test_failed_second_evaluation_restores_the_parameters():
     net, goal = Tensor(MANIFOLDS[0]), target(MANIFOLDS[0])
-    optimizer = make("two-pass", net, lr=0.1, momentum=0.9)
+    optimizer = integrate("two-pass", net, lr=0.1, momentum=0.9)
     x, calls = net.weight.detach().clone(), []
 
     def closure():
@@ -252,7 +219,7 @@ def test_refusals():
         TDLRT(net.parameters(), rank_adaptation=EXACT, damping=0.1)
     with pytest.raises(ValueError, match=r"step\(closure\)"):
         TDLRT(net.parameters(), rank_adaptation=EXACT).step()
-    stranger = Tensor(MANIFOLDS[0], seed=3)
+    stranger = Tensor(MANIFOLDS[0], MANIFOLDS[0].random(dtype=torch.float64, generator=generator(3)))
     optimizer = TDLRT(net.parameters(), integrator="fused", model=stranger, rank_adaptation=EXACT)
     distance(net.weight, target(MANIFOLDS[0])).backward()
     with pytest.raises(ValueError, match="nothing was captured"):
@@ -261,7 +228,7 @@ def test_refusals():
 
 def test_closed_capture_keeps_nothing():
     net, goal = Tensor(MANIFOLDS[0]), target(MANIFOLDS[0])
-    optimizer = make("fused", net, lr=0.1)
+    optimizer = integrate("fused", net, lr=0.1)
     run(optimizer, net, goal, 1)
     optimizer.close()
     (net() - goal).sum().backward()

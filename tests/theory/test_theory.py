@@ -7,50 +7,31 @@ so rates and their independence of the smallest singular value are tested.
 
 import itertools
 import math
+from pathlib import Path
 
 import geoopt
 import pytest
 import torch
 
-from tenfold.manifolds import FixedRankManifold, TuckerManifold
-from tenfold.optim import RankAdaptation, RiemannianSGD
-from tests.optim.problems import dense, descend, distance, generator
+from tenfold.manifolds import TuckerManifold
+from tests.optim.problems import distance, generator
+from tests.theory.figures import FIGURES, draw
+from tests.theory.figures import descent as descent_figure
+from tests.theory.figures import gauge as gauge_figure
+from tests.theory.figures import integrators as integrators_figure
+from tests.theory.figures import projection as projection_figure
+from tests.theory.problems import (
+    TENSORS,
+    descent,
+    flow_error,
+    gauge_gap,
+    integrator_gaps,
+    projection_gap,
+    stochastic_gradient_norms,
+    toy_losses,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::tenfold.optim.IllConditionedWarning")
-
-
-def flow_problem(smallest: float):
-    """A start and a goal of rank 8 whose gradient flow W(t) = A + exp(-t) (W0 - A) has rank 8 throughout.
-
-    Bases are shared, singular values of the start decay to `smallest`.
-    """
-    manifold = FixedRankManifold((30, 25), 8)
-    point = manifold.random(dtype=torch.float64, generator=generator(0))
-    left, right = manifold.unpack_tensor(point)[1:]
-    turn = torch.linalg.qr(torch.randn(30, 30, dtype=torch.float64, generator=generator(1)))[0]
-    values = torch.logspace(0, math.log10(smallest), 8, dtype=torch.float64)
-    start = manifold.pack_point(values.diag(), left, right)
-    # The goal lies in a slightly rotated column space, so that the bases have to move.
-    angle = 0.3
-    tilted = math.cos(angle) * left + math.sin(angle) * _outside(left, turn)
-    goal = tilted @ values.diag() @ right.T
-    return manifold, start, goal
-
-
-def _outside(left, turn):
-    """Orthonormal columns orthogonal to `left`."""
-    free = turn - left @ (left.T @ turn)
-    return torch.linalg.svd(free)[0][:, : left.shape[1]]
-
-
-def flow_error(smallest: float, steps: int) -> float:
-    """Distance between the Riemannian steps at time 1 and the full gradient flow."""
-    manifold, start, goal = flow_problem(smallest)
-    flow = goal + math.exp(-1.0) * (manifold.to_dense(start) - goal)
-    p = geoopt.ManifoldParameter(start.clone(), manifold=manifold.lifted())
-    optimizer = RiemannianSGD([p], lr=1.0 / steps, rank_adaptation=RankAdaptation(1e-14, max_rank=16))
-    descend(optimizer, p, goal, steps)
-    return (dense(p) - flow).norm().item()
 
 
 @pytest.mark.parametrize("smallest", [1e-2, 1e-6, 1e-12])
@@ -86,23 +67,54 @@ def test_truncation_adds_at_most_its_tolerance():
 
 def test_stochastic_gradients_with_robbins_monro_steps_converge():
     """Step sizes with infinite sum and finite sum of squares drive the Riemannian gradient to zero."""
-    manifold = TuckerManifold((8, 7, 6), 3)
-    goal = manifold.to_dense(manifold.random(dtype=torch.float64, generator=generator(0)))
-    p = geoopt.ManifoldParameter(
-        manifold.random(dtype=torch.float64, generator=generator(1)), manifold=manifold
-    )
-    optimizer = RiemannianSGD([p], lr=1.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: 1.0 / (k + 2.0))
-    noise, sizes = generator(2), []
-    for _ in range(600):
-        optimizer.zero_grad()
-        sample = goal + torch.randn(goal.shape, dtype=torch.float64, generator=noise)
-        distance(p, sample).backward()
-        optimizer.step()
-        schedule.step()
-        gradient = manifold.project_dense(p.detach(), dense(p) - goal)
-        sizes.append(gradient.norm().item())
+    sizes = stochastic_gradient_norms(600)
     tail = sum(sizes[-50:]) / 50
     assert tail < 0.25 * (sum(sizes[10:60]) / 50)
     # The mean squared error of such averages falls like 1 / k times the dimension.
-    assert tail < 3 * math.sqrt(manifold.dim / 600)
+    assert tail < 3 * math.sqrt(TENSORS.dim / 600)
+
+
+@pytest.mark.parametrize("lr", [0.2, 1.0, 1.8])
+def test_loss_falls_by_the_descent_lemma(lr):
+    """L(W+) <= L(W) - lr (1 - lr l / 2) |P(W) G|^2 with l = 1."""
+    for decrease, guaranteed in zip(*descent(lr, 5), strict=True):
+        assert decrease >= guaranteed - 1e-10
+
+
+@pytest.mark.parametrize("decay", [1.0, 10.0, 100.0])
+def test_geometry_needs_a_tenth_of_the_iterations_of_the_factors_at_any_conditioning(decay):
+    """Iterations to a loss of 1e-8 are at most 21, whatever the singular values of the start."""
+    losses = toy_losses(decay, 200)
+    for name in ("RiemannianSGD", "RiemannianSGD, damped", "TDLRT"):
+        assert min(losses[name][:22]) < 1e-8, name
+    # 200 steps at the best of six rates do not bring the factors there.
+    assert losses["gradient descent on the factors"][-1] > 1e-8
+
+
+def test_trajectories_do_not_depend_on_the_gauge():
+    """W_k is a function of W_0 alone; gradient descent on the factors is not."""
+    riemannian, factors = gauge_gap(10)
+    assert max(riemannian) < 1e-12
+    assert factors[-1] > 1e-2
+
+
+def test_integrators_that_the_theory_equates_take_the_same_steps():
+    """Two-pass = fused; parallel = Riemannian step with adaptive retraction."""
+    for name, gap in integrator_gaps(8).items():
+        assert max(gap) < 1e-12, name
+
+
+@pytest.mark.parametrize("lr", [1e-3, 1.0])
+def test_augmented_step_is_the_projected_gradient_step(lr):
+    """W+ = W - lr P_U^ G with P_U^ X = X x_i U^_i U^_i^T."""
+    assert projection_gap(TENSORS, lr) < 1e-13
+
+
+def test_every_figure_is_drawn(tmp_path):
+    draw(tmp_path, [descent_figure, gauge_figure, integrators_figure, projection_figure])
+    names = {"descent.png", "gauge.png", "integrators.png", "projection.png"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    page = Path(__file__).parents[2] / "docs" / "theory.md"
+    for figure in FIGURES:
+        assert f"theory/{figure.__name__}.png" in page.read_text()
+        assert (page.parent / "theory" / f"{figure.__name__}.png").stat().st_size > 5000
