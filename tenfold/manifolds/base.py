@@ -296,7 +296,10 @@ class LowRankManifold(geoopt.Manifold, metaclass=abc.ABCMeta):
     def frame(self, x: torch.Tensor) -> Any:
         """What the operations at ``x`` share, to be passed to them as ``frame``; opaque.
 
-        Computing it once per step instead of once per operation saves time only.
+        Computing it once per step instead of once per operation saves time only. None, where there is
+        nothing to share, is not passed on; a format with a frame takes it in :meth:`egrad2rgrad`,
+        :meth:`retr`, :meth:`retr_transp`, :meth:`transp`, :meth:`transp_squares`, :meth:`truncation` and
+        :meth:`undamped`.
         """
         return None
 
@@ -338,8 +341,18 @@ class LowRankManifold(geoopt.Manifold, metaclass=abc.ABCMeta):
         """
         raise ValueError(f"{self} has no damped geometry")
 
-    def undamped(self, x: torch.Tensor, u: torch.Tensor, frame: Any) -> torch.Tensor:
-        """Isometric coordinates of a tangent vector that is given in a damped ``frame``."""
+    def undamped(self, x: torch.Tensor, u: torch.Tensor, damped: Any, *, frame: Any = None) -> torch.Tensor:
+        """Isometric coordinates of a tangent vector that is given in a damped frame.
+
+        Parameters
+        ----------
+        x, u : torch.Tensor
+            Point and coordinates, shape ``(*batch, size)``.
+        damped
+            What :meth:`damped_frame` returned.
+        frame
+            ``self.frame(x)``, if it is known.
+        """
         raise ValueError(f"{self} has no damped geometry")
 
     @abc.abstractmethod
@@ -408,6 +421,7 @@ class LowRankManifold(geoopt.Manifold, metaclass=abc.ABCMeta):
         v: torch.Tensor,
         *,
         target: LowRankManifold | None = None,
+        frame: Any = None,
     ) -> torch.Tensor:
         """Vector transport by orthogonal projection of the tangent tensor at ``x`` on that at ``y``.
 
@@ -421,6 +435,8 @@ class LowRankManifold(geoopt.Manifold, metaclass=abc.ABCMeta):
             Tangent vector at ``x``.
         target : LowRankManifold or None
             The manifold of ``y`` if its rank differs from this one's.
+        frame
+            ``self.frame(x)``, if it is known.
 
         Returns
         -------
@@ -436,6 +452,7 @@ class LowRankManifold(geoopt.Manifold, metaclass=abc.ABCMeta):
         s: torch.Tensor,
         *,
         target: LowRankManifold | None = None,
+        frame: Any = None,
     ) -> torch.Tensor:
         """Squares of coordinates (second moments), seen in the bases at ``y``.
 
@@ -454,7 +471,7 @@ class LowRankManifold(geoopt.Manifold, metaclass=abc.ABCMeta):
     # Ranks -----------------------------------------------------------------------------------
 
     @abc.abstractmethod
-    def truncation(self, x: torch.Tensor, u: torch.Tensor | None = None) -> Truncation:
+    def truncation(self, x: torch.Tensor, u: torch.Tensor | None = None, *, frame: Any = None) -> Truncation:
         """The spectra of the tensor ``x`` (or of ``x + u``, exactly), ready to be truncated.
 
         Parameters
@@ -463,6 +480,8 @@ class LowRankManifold(geoopt.Manifold, metaclass=abc.ABCMeta):
             Point, shape ``(*batch, size)``.
         u : torch.Tensor or None
             Tangent vector at ``x``; the sum has up to twice the rank.
+        frame
+            ``self.frame(x)``, if it is known.
         """
 
     @abc.abstractmethod

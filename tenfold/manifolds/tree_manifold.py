@@ -13,7 +13,7 @@ from typing_extensions import Self
 
 from tenfold.linalg import LINALG_DTYPES, qr, solve_right_upper, solve_upper, svd, unfold
 from tenfold.manifolds import tree_calculus as calculus
-from tenfold.manifolds import tree_damped as damped
+from tenfold.manifolds import tree_damped
 from tenfold.manifolds.base import LowRankManifold
 from tenfold.manifolds.tree import TensorTree
 from tenfold.manifolds.tree_calculus import Frame
@@ -238,10 +238,13 @@ class TreeManifold(LowRankManifold):
         return torch.stack([ratio.amin() for ratio in ratios]).amin()
 
     def damped_frame(self, x: torch.Tensor, damping: float) -> DampedFrame:
-        return damped.frame_of(self.tree, self.unpack_tensor(x.detach()), damping)
+        return tree_damped.frame_of(self.tree, self.unpack_tensor(x.detach()), damping)
 
-    def undamped(self, x: torch.Tensor, u: torch.Tensor, frame: DampedFrame) -> torch.Tensor:
-        return self.pack_point(*damped.isometric(self.tree, self.unpack_tensor(u), frame, self.frame(x)))
+    def undamped(
+        self, x: torch.Tensor, u: torch.Tensor, damped: DampedFrame, *, frame: Frame | None = None
+    ) -> torch.Tensor:
+        blocks = tree_damped.isometric(self.tree, self.unpack_tensor(u), damped, frame or self.frame(x))
+        return self.pack_point(*blocks)
 
     def proju(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
         factors, blocks = self.unpack_tensor(x), self.unpack_tensor(u)
@@ -298,7 +301,9 @@ class TreeManifold(LowRankManifold):
     ) -> torch.Tensor:
         """The gradient that a lifted forward pass returned, in the coordinates of ``frame``."""
         if isinstance(frame, DampedFrame):
-            u = self.pack_point(*damped.coordinates(self.tree, self.unpack_tensor(u), frame, self.frame(x)))
+            u = self.pack_point(
+                *tree_damped.coordinates(self.tree, self.unpack_tensor(u), frame, self.frame(x))
+            )
         return self.proju(x, u)
 
     def tangent_to_dense(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
@@ -331,7 +336,7 @@ class TreeManifold(LowRankManifold):
         x, u = torch.broadcast_tensors(x, u)
         nodes, tangent = self.unpack_tensor(x), self.unpack_tensor(u)
         if isinstance(frame, DampedFrame):
-            return self.pack_point(*damped.retract(self.tree, nodes, tangent, frame))
+            return self.pack_point(*tree_damped.retract(self.tree, nodes, tangent, frame))
         return self.pack_point(*calculus.retract(self.tree, nodes, tangent, frame or self.frame(x)))
 
     def transp(
@@ -361,13 +366,14 @@ class TreeManifold(LowRankManifold):
         s: torch.Tensor,
         *,
         target: LowRankManifold | None = None,
+        frame: Frame | None = None,
     ) -> torch.Tensor:
         goal = self._goal(target)
         blocks = calculus.transport_squares(
             self.tree,
             self.unpack_tensor(x),
             self.unpack_tensor(s),
-            self.frame(x),
+            frame or self.frame(x),
             goal.unpack_tensor(y),
             goal.frame(y),
         )
@@ -398,9 +404,11 @@ class TreeManifold(LowRankManifold):
 
     # Ranks -----------------------------------------------------------------------------------
 
-    def truncation(self, x: torch.Tensor, u: torch.Tensor | None = None) -> Truncation:
+    def truncation(
+        self, x: torch.Tensor, u: torch.Tensor | None = None, *, frame: Frame | None = None
+    ) -> Truncation:
         if u is not None:
-            wide, y = self.extended(x, u)
+            wide, y = self.extended(x, u, frame=frame)
             return _TreeTruncation(self, wide.unpack_tensor(y))
         nodes = self.unpack_tensor(x.detach())
         return _TreeTruncation(self, nodes)
@@ -425,15 +433,21 @@ class TreeManifold(LowRankManifold):
         """
         return self._widened(calculus.augment, x, u)
 
-    def extended(self, x: torch.Tensor, u: torch.Tensor) -> tuple[Self, torch.Tensor]:
+    def extended(
+        self, x: torch.Tensor, u: torch.Tensor, *, frame: Frame | None = None
+    ) -> tuple[Self, torch.Tensor]:
         """The sum ``x + u``, exactly, in the bases of :meth:`augment`; arguments and result as there."""
-        return self._widened(calculus.extend, x, u)
+        return self._widened(calculus.extend, x, u, frame)
 
     def _widened(
-        self, build: Callable[..., list[torch.Tensor]], x: torch.Tensor, u: torch.Tensor
+        self,
+        build: Callable[..., list[torch.Tensor]],
+        x: torch.Tensor,
+        u: torch.Tensor,
+        frame: Frame | None = None,
     ) -> tuple[Self, torch.Tensor]:
         nodes = self.unpack_tensor(x.detach())
-        wide = build(self.tree, nodes, self.unpack_tensor(u.detach()), self.frame(x))
+        wide = build(self.tree, nodes, self.unpack_tensor(u.detach()), frame or self.frame(x))
         manifold = copy.copy(self)
         manifold._ranks = tuple(wide[group[0]].shape[-1] for group in self.tree.ranks)
         # Taken from the nodes: edges that share a rank may be cut off at different mode sizes.

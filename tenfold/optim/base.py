@@ -160,7 +160,9 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
             policy = policy if policy is not None and policy.due(group["step"] + 1) else None
             if policy is not None and group["check_finite"]:
                 self._require_finite([p.grad for p in curved], [], [])
-            for batch in batches(curved, self.state, foreach=group["foreach"]):
+            # Ranks are decided parameter by parameter.
+            foreach = group["foreach"] if policy is None else False
+            for batch in batches(curved, self.state, foreach=foreach):
                 for moved in self._move(group, batch, policy is not None, conditioning):
                     if isinstance(moved, Adapting):
                         adapting.append(moved)
@@ -207,16 +209,16 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
         if not adapt:
             y, state = self._carry(manifold, x, step, state, {"frame": frame})
             return [Update(p, y_p, s_p) for p, y_p, s_p in batch.split(y, state)]
+        (parameter,) = batch.members
+        exact = frame if damping is None else manifold.frame(x)
+        known = {} if exact is None else {"frame": exact}
         if damping is not None:
-            step = manifold.undamped(x, step, frame)
+            step = manifold.undamped(x, step, frame, **known)
             for name in self._held(self.tangent_state, state):
-                state[name] = manifold.undamped(x, state[name], frame)
+                state[name] = manifold.undamped(x, state[name], frame, **known)
         if group["check_finite"] and not torch.isfinite(step).all():
-            raise ValueError(f"the step of {self._name(batch.members[0])} overflows; nothing was changed")
-        return [
-            Adapting(p, manifold.truncation(x_p, step_p), s_p, manifold, x_p)
-            for (p, x_p, s_p), step_p in zip(batch.split(x, state), batch.parts(step), strict=True)
-        ]
+            raise ValueError(f"the step of {self._name(parameter)} overflows; nothing was changed")
+        return [Adapting(parameter, manifold.truncation(x, step, **known), state, manifold, x, exact)]
 
     def _carry(
         self,
@@ -238,17 +240,25 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
         """Decide on the ranks of all parameters of a group, and carry their state over."""
         for item, ranks in zip(adapting, policy.decide([a.pending for a in adapting], step), strict=True):
             new, y = item.truncation.to(ranks)
-            yield Update(item.parameter, y, self._transported(item.state, item.manifold, item.x, new, y), new)
+            state = self._transported(item.state, item.manifold, item.x, new, y, item.frame)
+            yield Update(item.parameter, y, state, new)
 
     def _transported(
-        self, state: State, old: LowRankManifold, x: torch.Tensor, new: LowRankManifold, y: torch.Tensor
+        self,
+        state: State,
+        old: LowRankManifold,
+        x: torch.Tensor,
+        new: LowRankManifold,
+        y: torch.Tensor,
+        frame: Any = None,
     ) -> State:
-        """The state at ``x`` on one manifold, carried to ``y`` on another."""
+        """The state at ``x`` on one manifold, whose frame may be known, carried to ``y`` on another."""
         moved = dict(state)
+        known = {} if frame is None else {"frame": frame}
         for name in self._held(self.tangent_state, state):
-            moved[name] = old.transp(x, y, state[name], target=new)
+            moved[name] = old.transp(x, y, state[name], target=new, **known)
         for name in self._held(self.square_state, state):
-            moved[name] = old.transp_squares(x, y, state[name], target=new)
+            moved[name] = old.transp_squares(x, y, state[name], target=new, **known)
         return moved
 
     @staticmethod

@@ -217,7 +217,13 @@ class _CoreIntegration(RiemannianOptimizer):
         return wide, y, self._transported(stepped, home, x, wide, y)
 
     def _transported(
-        self, state: State, old: TreeManifold, x: torch.Tensor, new: TreeManifold, y: torch.Tensor
+        self,
+        state: State,
+        old: TreeManifold,
+        x: torch.Tensor,
+        new: TreeManifold,
+        y: torch.Tensor,
+        frame: Any = None,
     ) -> State:
         """The inner optimizer's state, which belongs to the core, in other bases."""
         moved = dict(state)

@@ -76,6 +76,8 @@ class Adapting:
         The manifold of that point.
     x : torch.Tensor
         That point.
+    frame
+        Its frame, if it is known.
     """
 
     parameter: geoopt.ManifoldParameter
@@ -83,6 +85,7 @@ class Adapting:
     state: State
     manifold: LowRankManifold
     x: torch.Tensor
+    frame: Any = None
 
     @property
     def pending(self) -> Pending:

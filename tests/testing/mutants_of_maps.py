@@ -69,13 +69,13 @@ class FirstOrderClaimedSecond(TuckerManifold):
 
 @mutant("R5")
 class TruncatesAFirstOrderPoint(TuckerManifold):
-    def truncation(self, x, u=None):
+    def truncation(self, x, u=None, *, frame=None):
         return super().truncation(x if u is None else self.projx(by_factors(self, x, u)))
 
 
 @mutant("R6", (3, 4, 3, 2), (2, 3, 2))
 class TruncatesTheRetractedPoint(TensorTrainManifold):
-    def truncation(self, x, u=None):
+    def truncation(self, x, u=None, *, frame=None):
         return super().truncation(x if u is None else self.retr(x, u))
 
 
@@ -232,7 +232,7 @@ class GradientThroughTheDenseTensor(TuckerManifold):
 
 @mutant("G6", (24, 24, 24), (2, 2, 2))
 class TruncatesTheDenseTensor(TuckerManifold):
-    def truncation(self, x, u=None):
+    def truncation(self, x, u=None, *, frame=None):
         return super().truncation(self.from_dense(self.to_dense(x)), u)
 
     def from_dense(self, tensor):
