@@ -1,6 +1,14 @@
 """Batched linear algebra and unfoldings: what every manifold is built from."""
 
-from tenfold.linalg.decompositions import LINALG_DTYPES, cholesky, qr, solve_right_upper, solve_upper, svd
+from tenfold.linalg.decompositions import (
+    LINALG_DTYPES,
+    cholesky,
+    qr,
+    solve_right_upper,
+    solve_upper,
+    svd,
+    triangular_factor,
+)
 from tenfold.linalg.orthogonalize import orthogonalize
 from tenfold.linalg.tolerances import rounding_floor
 from tenfold.linalg.unfolding import fold, mode_product, unfold
@@ -16,5 +24,6 @@ __all__ = [
     "solve_right_upper",
     "solve_upper",
     "svd",
+    "triangular_factor",
     "unfold",
 ]

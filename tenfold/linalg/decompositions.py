@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["LINALG_DTYPES", "cholesky", "qr", "solve_right_upper", "solve_upper", "svd"]
+__all__ = ["LINALG_DTYPES", "cholesky", "qr", "solve_right_upper", "solve_upper", "svd", "triangular_factor"]
 
 LINALG_DTYPES = (torch.float32, torch.float64)
 """Types in which decompositions exist."""
@@ -56,6 +56,13 @@ def qr(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     q, r = torch.linalg.qr(matrix.detach())
     sign = _signs(r.diagonal(dim1=-2, dim2=-1))
     return q * sign.unsqueeze(-2), r * sign.unsqueeze(-1)
+
+
+def triangular_factor(matrix: torch.Tensor) -> torch.Tensor:
+    """The R of :func:`qr`, without Q and for half of the price; same argument and errors."""
+    _check(matrix, "qr")
+    r = torch.linalg.qr(matrix.detach(), mode="r").R
+    return r * _signs(r.diagonal(dim1=-2, dim2=-1)).unsqueeze(-1)
 
 
 def cholesky(matrix: torch.Tensor) -> torch.Tensor:

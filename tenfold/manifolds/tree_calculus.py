@@ -18,12 +18,12 @@ Shapes: node tensors ``(*batch, *legs, rank)``, the root ``(*batch, *legs)``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from tenfold.linalg import fold, mode_product, qr, unfold
+from tenfold.linalg import fold, mode_product, qr, triangular_factor, unfold
 from tenfold.manifolds.tree import TensorTree
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "some",
     "transport",
     "transport_squares",
+    "triangular_factors",
     "unmatrix",
 ]
 
@@ -92,14 +93,30 @@ def frame_of(tree: TensorTree, nodes: Nodes) -> Frame:
     """
     env: dict[int, torch.Tensor] = {}
     upper: dict[int, torch.Tensor] = {}
-    for v in tree.topdown:
-        node, order = tree.nodes[v], order_of(tree, v)
-        center = nodes[v] if v == tree.root else right(tree, v, nodes[v], upper[v].mT)
+    for child, axis, center, order in _edges(tree, nodes, upper):
+        q, upper[child] = qr(unfold(center, axis, order).mT)
         sizes = tuple(center.shape[center.ndim - order :])
-        for axis, child in enumerate(node.children):
-            q, upper[child] = qr(unfold(center, axis, order).mT)
-            env[child] = fold(q.mT, axis, (*sizes[:axis], q.shape[-1], *sizes[axis + 1 :]))
+        env[child] = fold(q.mT, axis, (*sizes[:axis], q.shape[-1], *sizes[axis + 1 :]))
     return Frame(env, upper)
+
+
+def triangular_factors(tree: TensorTree, nodes: Nodes) -> dict[int, torch.Tensor]:
+    """The ``upper`` of :func:`frame_of` alone, for half of the price."""
+    upper: dict[int, torch.Tensor] = {}
+    for child, axis, center, order in _edges(tree, nodes, upper):
+        upper[child] = triangular_factor(unfold(center, axis, order).mT)
+    return upper
+
+
+def _edges(tree: TensorTree, nodes: Nodes, upper: Maps) -> Iterator[tuple[int, int, torch.Tensor, int]]:
+    """Child, axis, the parent seen from above and its order for every edge, from the root downwards.
+
+    Whoever iterates fills in ``upper`` on the way.
+    """
+    for v in tree.topdown:
+        center = nodes[v] if v == tree.root else right(tree, v, nodes[v], upper[v].mT)
+        for axis, child in enumerate(tree.nodes[v].children):
+            yield child, axis, center, order_of(tree, v)
 
 
 def order_of(tree: TensorTree, v: int) -> int:

@@ -529,10 +529,9 @@ class _TreeTruncation(Truncation):
 
     def __init__(self, manifold: TreeManifold, nodes: Sequence[torch.Tensor]):
         self._manifold, self._nodes = manifold, nodes
-        frame = calculus.frame_of(manifold.tree, nodes)
         self._left: dict[int, torch.Tensor] = {}
         spectra: dict[int, torch.Tensor] = {}
-        for v, upper in frame.upper.items():
+        for v, upper in calculus.triangular_factors(manifold.tree, nodes).items():
             self._left[v], spectra[v], _ = svd(upper.mT)
         self.singular_values = tuple(spectra[group[0]] for group in manifold.tree.ranks)
 

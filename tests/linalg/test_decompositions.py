@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tenfold.linalg import LINALG_DTYPES, qr, rounding_floor, solve_right_upper, svd
+from tenfold.linalg import LINALG_DTYPES, qr, rounding_floor, solve_right_upper, svd, triangular_factor
 from tenfold.linalg import decompositions as module
 
 SHAPES = [(5, 3), (3, 5), (4, 4), (1, 3), (3, 1), (1, 1)]
@@ -197,3 +197,11 @@ def test_rounding_floor():
     assert rounding_floor(torch.float64, 4) == 16 * eps
     assert rounding_floor(torch.float64, 0) == 8 * eps
     assert rounding_floor(torch.float32, 9) == 24 * torch.finfo(torch.float32).eps
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_triangular_factor_is_that_of_qr(shape):
+    a = random((2, *shape))
+    torch.testing.assert_close(triangular_factor(a), qr(a)[1])
+    with pytest.raises(TypeError, match="float32 or float64"):
+        triangular_factor(a.bfloat16())
