@@ -1,6 +1,7 @@
 """Batched linear algebra and unfoldings: what every manifold is built from."""
 
 from tenfold.linalg.decompositions import LINALG_DTYPES, cholesky, qr, solve_right_upper, solve_upper, svd
+from tenfold.linalg.norms import vector_norm
 from tenfold.linalg.tolerances import rounding_floor
 from tenfold.linalg.unfolding import fold, mode_product, unfold
 
@@ -15,4 +16,5 @@ __all__ = [
     "solve_upper",
     "svd",
     "unfold",
+    "vector_norm",
 ]
