@@ -331,7 +331,7 @@ def test_checks_share_points_and_oracles_but_nothing_that_they_change():
 
 
 def test_the_test_case_looks_for_a_smaller_example():
-    with pytest.raises(AssertionError, match=r"Tucker\(shape=\(2,\), rank=\(1,\)\)"):
+    with pytest.raises(AssertionError, match=r"rank=\(1(, 1)*,?\)\) manifold"):
         Wrong().test_property("J1")
 
 

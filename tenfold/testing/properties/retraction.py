@@ -146,14 +146,15 @@ def _extreme(s: Sample, sizes: tuple[float, ...]) -> Iterator[Measured]:
     yield from _each(_EXTREME_STEPS, label, finite, y)
     yield from _each(_EXTREME_STEPS, f"at {where}, transport by", finite, moved)
     yield from _each(_EXTREME_STEPS, label, partial(on_manifold, s), y)
-    # A batch shares its ranks: the last size is truncated by itself, too.
-    for part, step, own in ((x, u, sizes), (x[-1:], u[-1:], sizes[-1:])):
+    # A batch shares its ranks, so the zero tensor is truncated by itself, too.
+    for part, step, own in ((x, u, sizes), *([(x[-1:], u[-1:], sizes[-1:])] if sizes[-1] == 0.0 else [])):
         smaller, z = s.manifold.truncate(part)
         yield from _each(own, "truncation at size", finite, z)
         yield holds("truncated ranks are at least 1", smaller.size > 0)
         scale = torch.tensor(own).to(x).reshape(-1, *(1,) * (x.ndim - 1))
+        truncation = s.manifold.truncation(part, scale * step)
         for tol in (0.0, 0.1):
-            _, z = s.manifold.retr_adaptive(part, scale * step, tol=tol)
+            z = truncation.by_tolerance(tol)[1]
             yield from _each(own, f"adaptive retraction, tol={tol:g}, at size", finite, z)
 
 
