@@ -9,6 +9,7 @@ from tenfold.linalg.decompositions import (
     svd,
     triangular_factor,
 )
+from tenfold.linalg.norms import vector_norm
 from tenfold.linalg.orthogonalize import orthogonalize
 from tenfold.linalg.tolerances import rounding_floor
 from tenfold.linalg.unfolding import fold, mode_product, unfold
@@ -26,4 +27,5 @@ __all__ = [
     "svd",
     "triangular_factor",
     "unfold",
+    "vector_norm",
 ]

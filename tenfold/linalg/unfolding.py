@@ -94,12 +94,14 @@ def mode_product(tensor: torch.Tensor, matrix: torch.Tensor, axis: int, order: i
     before, after = math.prod(sizes[:axis]), math.prod(sizes[axis + 1 :])
     if after == 1:
         out = tensor.reshape(*batch, before, sizes[axis]) @ matrix.mT
+        joint = out.shape[:-2]
     elif before == 1:
         out = matrix @ tensor.reshape(*batch, sizes[axis], after)
+        joint = out.shape[:-2]
     elif after < _THIN:
         shape = (*sizes[:axis], matrix.shape[-2], *sizes[axis + 1 :])
         return fold(matrix @ unfold(tensor, axis, order), axis, shape)
     else:
         out = matrix.unsqueeze(-3) @ tensor.reshape(*batch, before, sizes[axis], after)
-    joint = torch.broadcast_shapes(batch, matrix.shape[:-2])
+        joint = out.shape[:-3]
     return out.reshape(*joint, *sizes[:axis], matrix.shape[-2], *sizes[axis + 1 :])

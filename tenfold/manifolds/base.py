@@ -9,6 +9,7 @@ from typing import Any
 import geoopt
 import torch
 
+from tenfold.linalg import vector_norm
 from tenfold.manifolds.truncation import RankBound, Truncation
 
 __all__ = ["LowRankManifold"]
@@ -163,8 +164,10 @@ class LowRankManifold(geoopt.Manifold, metaclass=abc.ABCMeta):
                     f"got {tuple(tensor.shape)}"
                 )
             rows.append(tensor.flatten(lead))
-        batch = torch.broadcast_shapes(*(row.shape[:-1] for row in rows))
-        return torch.cat([row.expand(*batch, row.shape[-1]) for row in rows], dim=-1)
+        if any(row.shape[:-1] != rows[0].shape[:-1] for row in rows):
+            batch = torch.broadcast_shapes(*(row.shape[:-1] for row in rows))
+            rows = [row.expand(*batch, row.shape[-1]) for row in rows]
+        return torch.cat(rows, dim=-1)
 
     def factors(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """What a forward pass contracts; :meth:`unpack_tensor` unless a format offers better gradients."""
@@ -259,15 +262,20 @@ class LowRankManifold(geoopt.Manifold, metaclass=abc.ABCMeta):
         Returns
         -------
         torch.Tensor
-            Shape ``(*batch,)`` or ``(*batch, 1)``.
+            Shape ``(*batch,)`` or ``(*batch, 1)``. Products outside of the range of the type over- or
+            underflow; :meth:`norm` does not.
         """
         product = (u * (u if v is None else v)).sum(-1)
         product = product.expand(torch.broadcast_shapes(x.shape[:-1], product.shape))
         return product.unsqueeze(-1) if keepdim else product
 
     def norm(self, x: torch.Tensor, u: torch.Tensor, *, keepdim: bool = False) -> torch.Tensor:
-        """Frobenius norm of a tangent tensor; see :meth:`inner` for the shapes."""
-        length = torch.linalg.vector_norm(u, dim=-1, keepdim=keepdim)
+        """Frobenius norm of a tangent tensor; see :meth:`inner` for the shapes.
+
+        It is finite wherever the length is, and zero for zero alone; the root of ``inner(x, u)`` is not:
+        in float32 the squares overflow above 1e19 and underflow below 1e-23.
+        """
+        length = vector_norm(u, keepdim=keepdim)
         batch = torch.broadcast_shapes(x.shape[:-1], u.shape[:-1])
         return length.expand(*batch, 1) if keepdim else length.expand(batch)
 
@@ -407,7 +415,10 @@ class LowRankManifold(geoopt.Manifold, metaclass=abc.ABCMeta):
 
     @abc.abstractmethod
     def retr(self, x: torch.Tensor, u: torch.Tensor, *, frame: Any = None) -> torch.Tensor:
-        """Retraction: a point of the same rank that agrees with ``x + u`` to first order."""
+        """Retraction: a point of the same rank that agrees with ``x + u`` to first order.
+
+        ``retr(x, 0)`` is the tensor of ``x``; the same coordinates are promised at points of full rank only.
+        """
 
     def expmap(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
         """The same as :meth:`retr`: low-rank manifolds have no closed exponential map."""

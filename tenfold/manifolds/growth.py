@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tenfold.linalg import qr
+from tenfold.linalg import qr, vector_norm
 from tenfold.manifolds import tree_calculus as calculus
 from tenfold.manifolds.base import LowRankManifold
 from tenfold.manifolds.tree_manifold import TreeManifold
@@ -91,8 +91,8 @@ def grow(
         if v == tree.root:
             wide[old] = 0
             axes = tuple(range(-len(shape), 0))
-            size = torch.linalg.vector_norm(node, dim=axes, keepdim=True)
-            noise = torch.linalg.vector_norm(wide, dim=axes, keepdim=True)
+            size = vector_norm(node, axes, keepdim=True)
+            noise = vector_norm(wide, axes, keepdim=True)
             size = torch.where(size > 0, size, torch.ones_like(size))
             wide *= scale * size / torch.where(noise > 0, noise, torch.ones_like(noise))
         else:

@@ -224,7 +224,8 @@ def retract(tree: TensorTree, nodes: Nodes, tangent: Nodes, frame: Frame) -> lis
     and the new core is ``x + xi`` projected on the new bases. ``x + xi`` has tails of size
     ``O(|xi|^2)`` and the old surroundings are off by ``O(|xi|)``, so one iteration gives the dominant
     subspaces up to ``O(|xi|^3)``: the result agrees with the truncated HOSVD to that order. The gauge
-    is chosen so that ``U_v^T U_v^+`` is upper triangular, hence zero moves nothing.
+    is chosen so that ``U_v^T U_v^+`` is upper triangular, hence zero moves nothing where ``S_v`` is regular.
+    (Keeping the old directions of a singular one would mean to prefer them to those of a small step.)
 
     Notes
     -----

@@ -321,6 +321,10 @@ class TreeManifold(LowRankManifold):
         The first is :func:`tree_calculus.retract`, with QR; the second, for coordinates in a damped
         frame, is :func:`tree_damped.retract`.
 
+        ``retr(x, 0)`` is ``x`` in coordinates too where every singular value is positive. Where some vanish,
+        the tensor stays, but the directions that belong to them are arbitrary, and so are the coordinates:
+        state that is kept in coordinates has to be transported even if the step was zero.
+
         Parameters
         ----------
         x, u : torch.Tensor

@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import geoopt
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tenfold.testing.check import CHECKS
-from tenfold.testing.outcome import Status
+from tenfold.testing.outcome import CheckResult, Status
 from tenfold.testing.sample import Sample
 from tenfold.testing.strategies import samples
 
@@ -22,6 +22,10 @@ __all__ = ["LowRankManifoldTestCase"]
 
 class LowRankManifoldTestCase:
     """Every check of the kit as a test, on examples that hypothesis draws.
+
+    An example is one manifold (format, shape, ranks) and one batch of points on it, with their type,
+    conditioning and seed. Examples are drawn once for a class and shared by its checks. Where a check fails,
+    hypothesis looks for the smallest example on which it does.
 
     Subclass it in a test module, name the class ``Test...`` and set ``manifolds``; pytest finds the
     method :meth:`test_property`, once per check. A check that applies to none of the examples is skipped
@@ -32,7 +36,8 @@ class LowRankManifoldTestCase:
     manifolds : hypothesis strategy or sequence of geoopt.Manifold
         The manifolds under test; required.
     examples : int
-        Examples per check. Each is a batch of points, by default of seven on average.
+        Examples per check, not counting those to which it does not apply; a quarter more are drawn to make
+        up for these. Each is a batch of points, by default of three on average.
     batches, dtypes : sequence
         What examples choose from; see :func:`tenfold.testing.strategies.samples`.
     order : int or None
@@ -57,7 +62,7 @@ class LowRankManifoldTestCase:
 
     manifolds: ClassVar[st.SearchStrategy[Any] | Sequence[geoopt.Manifold]]
     examples: ClassVar[int] = 25
-    batches: ClassVar[Sequence[tuple[int, ...]]] = ((8,), (), (1,), (2, 4), (12,))
+    batches: ClassVar[Sequence[tuple[int, ...]]] = ((3,), (), (1,), (2, 2), (5,))
     dtypes: ClassVar[Sequence[torch.dtype]] = (torch.float64, torch.float32)
     order: ClassVar[int | None] = None
     checks: ClassVar[Collection[str]] = tuple(CHECKS)
@@ -87,13 +92,53 @@ class LowRankManifoldTestCase:
             metafunc.parametrize("id", [id for id in CHECKS if id in self.checks])
 
     def test_property(self, id: str) -> None:
-        """One check on all examples."""
+        """One check on :attr:`examples` examples that it applies to."""
         if id in self.exempt:
             pytest.skip(self.exempt[id])
-        reasons, measured = set(), 0
+        measured, reason = self.measure(id)
+        if not measured:
+            pytest.skip(reason)
+
+    def measure(self, id: str) -> tuple[list[Sample], str]:
+        """Run one check.
+
+        Parameters
+        ----------
+        id : str
+            The check.
+
+        Returns
+        -------
+        measured : list of Sample
+            The examples on which it held, at most :attr:`examples`.
+        reason : str
+            Why it did not apply to the others.
+
+        Raises
+        ------
+        AssertionError
+            With a smaller example, if hypothesis finds one, when the check fails.
+        """
+        measured: list[Sample] = []
+        reasons: set[str] = set()
+        for sample in _drawn(type(self)):
+            if len(measured) == self.examples:
+                break
+            result = CHECKS[id].on(sample.fresh())
+            if result.status is Status.FAILED:
+                self._on_examples(lambda sample: _holds(CHECKS[id].on(sample)))  # to make it smaller
+                _holds(result)
+            if result.status is Status.PASSED:
+                measured.append(sample)
+            else:
+                reasons.add(result.reason)
+        return measured, min(reasons, default="no example was drawn")
+
+    def _on_examples(self, action: Callable[[Sample], object]) -> None:
+        """Let hypothesis draw examples, some more than are wanted: a check may not apply to all."""
 
         @settings(
-            max_examples=self.examples,
+            max_examples=self.examples + self.examples // 4,
             deadline=None,
             database=None,
             derandomize=self.reproducible,
@@ -101,17 +146,9 @@ class LowRankManifoldTestCase:
         )
         @given(sample=self._samples())
         def run(sample: Sample) -> None:
-            nonlocal measured
-            result = CHECKS[id].on(sample)
-            if result.status is Status.NOT_APPLICABLE:
-                reasons.add(result.reason)
-                return
-            measured += 1
-            assert result.status is Status.PASSED, f"{id}, {result.title}: {result.reason}"
+            action(sample)
 
         run()
-        if not measured:
-            pytest.skip(min(reasons, default="no example was drawn"))
 
     def _samples(self) -> st.SearchStrategy[Sample]:
         manifolds = self.manifolds
@@ -125,3 +162,25 @@ class LowRankManifoldTestCase:
         if type(self).to_dense is LowRankManifoldTestCase.to_dense:
             return None
         return lambda manifold: functools.partial(self.to_dense, manifold)
+
+
+def _drawn(case: type[LowRankManifoldTestCase]) -> list[Sample]:
+    """The examples of a test case, all different: its checks share them, with points and tangent spaces."""
+    if case not in _EXAMPLES:
+        samples: dict[object, Sample] = {}
+
+        def add(sample: Sample) -> None:
+            assume(sample.key not in samples)  # hypothesis likes to repeat itself
+            samples[sample.key] = sample
+
+        case()._on_examples(add)
+        _EXAMPLES.clear()  # of the class before
+        _EXAMPLES[case] = list(samples.values())
+    return _EXAMPLES[case]
+
+
+_EXAMPLES: dict[type[LowRankManifoldTestCase], list[Sample]] = {}
+
+
+def _holds(result: CheckResult) -> None:
+    assert result.status is not Status.FAILED, f"{result.id}, {result.title}: {result.reason}"

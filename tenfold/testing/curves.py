@@ -12,7 +12,7 @@ import torch
 from tenfold.testing.outcome import Curve, Measured
 from tenfold.testing.tolerances import SLOPE_MARGIN
 
-__all__ = ["has_order", "measure"]
+__all__ = ["along", "has_order", "measure"]
 
 _STEPS = 13
 _DECADES = 3.0
@@ -21,7 +21,7 @@ _NEGLIGIBLE = (1e-12, 2e-12, 3e-12)
 
 
 def measure(
-    label: str, order: int, reach: float, errors_at: Callable[[float], torch.Tensor], floor: float
+    label: str, order: int, reach: float, errors_at: Callable[[torch.Tensor], torch.Tensor], floor: float
 ) -> Curve:
     """Measure how errors shrink with the step length.
 
@@ -37,7 +37,8 @@ def measure(
     reach : float
         Length beyond which nothing is promised: the distance to the next rank, the radius of curvature.
     errors_at : callable
-        Step length to the errors of the batch, any shape.
+        Step lengths, shape ``(k,)`` in float64, to the errors of the batch, ``(k, *any)``: all steps are
+        one batch.
     floor : float
         Bound on the rounding error of ``errors_at``. Steps too short to matter show what it really is.
 
@@ -47,12 +48,18 @@ def measure(
         With the errors of the batch's worst member.
     """
     steps = [0.1 * reach * 10 ** (-_DECADES * k / (_STEPS - 1)) for k in range(_STEPS)]
-    noise = torch.stack([errors_at(reach * step).double().flatten() for step in _NEGLIGIBLE]).amax(0)
+    lengths = torch.tensor([*steps, *(reach * step for step in _NEGLIGIBLE)], dtype=torch.float64)
+    errors = errors_at(lengths).double().reshape(len(lengths), -1)
+    table, noise = errors[:_STEPS], errors[_STEPS:].amax(0)
     floors = (4 * noise).clamp(floor / 1000, floor).nan_to_num(floor).tolist()
-    table = torch.stack([errors_at(step).double().flatten() for step in steps])
     slopes = [_slope(steps, column.tolist(), own) for column, own in zip(table.T, floors, strict=True)]
     worst = min(range(len(slopes)), key=lambda k: -math.inf if math.isnan(slopes[k]) else slopes[k])
     return Curve(label, tuple(steps), tuple(table[:, worst].tolist()), order, slopes[worst])
+
+
+def along(t: torch.Tensor, x: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A point and the vectors ``t u`` as batches with one leading dimension more, ``(k, *batch, ...)``."""
+    return x.expand(len(t), *x.shape).contiguous(), t.to(u).reshape(-1, *(1,) * u.ndim) * u
 
 
 def _slope(steps: list[float], errors: list[float], floor: float) -> float:

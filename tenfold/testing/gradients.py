@@ -93,8 +93,16 @@ def check_gradient(
     space = sample.space_at(x)
     scale = float(torch.linalg.vector_norm(sample.subject.dense(x), dim=-1).min())
     reach = (scale if sample.subject.low_rank is not None else 1.0) / space.condition
+
+    def each(points: torch.Tensor) -> torch.Tensor:
+        """``f`` for one batch of the user's own shape at a time."""
+        values = torch.stack([f(point) for point in points.reshape(-1, *x.shape)])
+        return values.reshape(points.shape[: points.ndim - axes])
+
     with torch.no_grad():
-        curves = [gradient_curve(manifold, f, x, sample.tangent(x), rgrad, reach) for _ in range(directions)]
+        curves = [
+            gradient_curve(manifold, each, x, sample.tangent(x), rgrad, reach) for _ in range(directions)
+        ]
     slope = CheckResult.of(
         "G2",
         "the gradient predicts f along the retraction: the error has slope 2",

@@ -180,7 +180,7 @@ def check_manifold(
     samples = examples_of(subject, examples, seed)
     results = []
     for id in ids:
-        found = [CHECKS[id].on(sample) for sample in samples]
+        found = [CHECKS[id].on(sample.fresh()) for sample in samples]
         result = found[0]
         for other in found[1:]:
             result = result.joined(other)

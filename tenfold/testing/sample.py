@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -18,12 +18,24 @@ from tenfold.testing.tolerances import tolerance
 
 __all__ = ["Sample"]
 
+_POINTS_STREAM = 1 << 31
+"""Added to the seed where points are drawn, so that what checks draw later is independent of them."""
+
+
+@dataclass
+class _Drawn:
+    """What all checks of an example share: its points and the tangent space there."""
+
+    x: torch.Tensor | None = None
+    space: TangentSpace | None = None
+
 
 @dataclass(frozen=True)
 class Sample:
     """A batch of points of one manifold, and what checks need at them.
 
-    Nothing is shared between samples: the numbers follow from the fields alone.
+    The numbers follow from the fields alone. Points and their tangent spaces are computed once for a sample
+    and all that come from it by :meth:`fresh` and :meth:`but`, whichever check asks first.
 
     Attributes
     ----------
@@ -47,6 +59,16 @@ class Sample:
     seed: int = 0
     condition: float = 1.0
     spectrum: Spectrum = Spectrum.DECAY
+    _drawn: dict[tuple[object, ...], _Drawn] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What makes two samples the same."""
+        return self.manifold, self.batch, self.dtype, self.seed, self.condition, self.spectrum
+
+    def fresh(self) -> Sample:
+        """The same sample for another check: what a check draws does not depend on those before it."""
+        return replace(self)
 
     def but(
         self,
@@ -97,19 +119,29 @@ class Sample:
 
     # Drawn things --------------------------------------------------------------------------------
 
+    @property
+    def _shared(self) -> _Drawn:
+        return self._drawn.setdefault((self.batch, self.dtype, self.condition, self.spectrum), _Drawn())
+
     @cached_property
     def generator(self) -> torch.Generator:
-        """The source of all numbers of this sample."""
+        """The source of all numbers of this sample but its points."""
         return torch.Generator().manual_seed(self.seed)
 
     @cached_property
     def x(self) -> torch.Tensor:
-        """The points, ``(*batch, *point_shape)``."""
-        return self.point()
+        """The points, ``(*batch, *point_shape)``; a copy of its own for every sample."""
+        shared = self._shared
+        if shared.x is None:
+            shared.x = self._points(torch.Generator().manual_seed(_POINTS_STREAM + self.seed))
+        return shared.x.clone()
 
     def point(self) -> torch.Tensor:
         """Other points of the same kind."""
-        return self.subject.point(self.generator, self.batch, self.dtype, self.condition, self.spectrum)
+        return self._points(self.generator)
+
+    def _points(self, generator: torch.Generator) -> torch.Tensor:
+        return self.subject.point(generator, self.batch, self.dtype, self.condition, self.spectrum)
 
     def normal(self, *shape: int) -> torch.Tensor:
         """Standard normal numbers, ``(*batch, *shape)``."""
@@ -125,7 +157,9 @@ class Sample:
         u = self.manifold.proju(x, self.normal(*self.subject.point_shape))
         length = torch.linalg.vector_norm(self.subject.flat(u), dim=-1)
         length = torch.where(length > 0, length, torch.ones_like(length))
-        return u / length.reshape(*length.shape, *(1,) * len(self.subject.point_shape))
+        unit = u / length.reshape(*length.shape, *(1,) * len(self.subject.point_shape))
+        # Next to a normal vector the projection is short and its rounding is not: twice is enough.
+        return self.manifold.proju(x, unit)
 
     def inner(self, x: torch.Tensor, u: torch.Tensor, v: torch.Tensor | None = None) -> torch.Tensor:
         """The metric, one number per member of the batch.
@@ -137,10 +171,13 @@ class Sample:
 
     # The oracle ----------------------------------------------------------------------------------
 
-    @cached_property
+    @property
     def space(self) -> TangentSpace:
         """The tangent space at the points, from the embedding alone, in float64."""
-        return self.space_at(self.x)
+        shared = self._shared
+        if shared.space is None:
+            shared.space = self.space_at(self.x)
+        return shared.space
 
     def space_at(self, x: torch.Tensor) -> TangentSpace:
         """The tangent space at other points."""

@@ -11,6 +11,7 @@ from tenfold.manifolds import (
     TensorTrainManifold,
     TuckerManifold,
 )
+from tenfold.manifolds.growth import grow
 from tenfold.testing import Spectrum, point_with
 
 MANIFOLDS = [
@@ -80,6 +81,46 @@ def test_scale_does_not_matter(manifold):
         got = manifold.to_dense(manifold.retr(big, size * u)) / size
         torch.testing.assert_close(got, want)
         assert manifold.truncate(big, tol=0.3)[0].rank == ranks
+
+
+@each_manifold
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 1.0, 1e20, 1e30])
+def test_norms_at_any_scale_in_single_precision(manifold, size):
+    x = manifold.random(2, manifold.size, generator=torch.Generator().manual_seed(0))
+    u = manifold.proju(x, torch.randn(2, manifold.size, generator=torch.Generator().manual_seed(1)))
+    want = size * u.double().norm(dim=-1)
+    torch.testing.assert_close(manifold.norm(x, size * u).double(), want, rtol=1e-5, atol=0.0)
+    kept = manifold.norm(x, size * u, keepdim=True)
+    torch.testing.assert_close(kept.double(), want.unsqueeze(-1), rtol=1e-5, atol=0.0)
+
+
+@each_manifold
+@pytest.mark.parametrize("size", [1e-25, 1.0, 1e25])
+def test_growth_is_relative_at_any_scale_in_single_precision(manifold, size):
+    small = manifold.with_rank((1,) * len(manifold.tree.ranks))
+    if small == manifold:
+        return
+    x = small.random(generator=torch.Generator().manual_seed(0))
+    factors = list(small.unpack_tensor(x))
+    factors[small.tree.root] = size * factors[small.tree.root]
+    x = small.pack_point(*factors)
+    larger, y = grow(small, x, manifold.rank, scale=1e-2, generator=torch.Generator().manual_seed(1))
+    before, after = small.to_dense(x).double(), larger.to_dense(y).double()
+    assert ((after - before).norm() / before.norm()).item() == pytest.approx(1e-2, rel=1e-4)
+
+
+@each_manifold
+def test_a_step_of_zero_keeps_the_tensor_at_singular_points_and_everything_elsewhere(manifold):
+    """Where singular values vanish their directions are arbitrary, and only the others stay."""
+    for spectrum in Spectrum:
+        x = scaled_point(manifold, 1.0, spectrum, torch.float64)
+        y = manifold.retr(x, torch.zeros_like(x))
+        manifold.assert_check_point_on_manifold(y, atol=1e-12)
+        torch.testing.assert_close(manifold.to_dense(y), manifold.to_dense(x), atol=1e-14, rtol=0.0)
+        for before, after in zip(manifold.singular_values(x), manifold.singular_values(y), strict=True):
+            torch.testing.assert_close(after, before, atol=1e-14, rtol=0.0)
+        if spectrum is not Spectrum.ZERO:
+            torch.testing.assert_close(y, x, atol=1e-13, rtol=0.0)
 
 
 @each_manifold

@@ -10,7 +10,7 @@ import torch
 
 from tenfold.linalg import rounding_floor
 from tenfold.testing.check import check
-from tenfold.testing.curves import has_order, measure
+from tenfold.testing.curves import along, has_order, measure
 from tenfold.testing.memory import low_rank_operations, peak
 from tenfold.testing.outcome import Curve, Measured, NotApplicable
 from tenfold.testing.points import Spectrum
@@ -73,12 +73,15 @@ def _dense_gradient(s: Sample) -> Iterator[Measured]:
 def gradient_curve(
     manifold: geoopt.Manifold, f: Loss, x: torch.Tensor, u: torch.Tensor, rgrad: torch.Tensor, reach: float
 ) -> Curve:
-    """``|f(R(t u)) - f(x) - t <rgrad, u>|`` over t, for a function ``f`` of stored points."""
+    """``|f(R(t u)) - f(x) - t <rgrad, u>|`` over t.
+
+    ``f`` maps stored points ``(*batch, *point_shape)`` to one number each, for any batch.
+    """
     start = f(x)
     rate = manifold.inner(x, rgrad, u, keepdim=True).reshape(start.shape)
 
-    def errors(t: float) -> torch.Tensor:
-        return (f(manifold.retr(x, t * u)) - start - t * rate).abs()
+    def errors(t: torch.Tensor) -> torch.Tensor:
+        return (f(manifold.retr(*along(t, x, u))) - start - along(t, start, rate)[1]).abs()
 
     size = max(float(start.abs().max()), float(rate.abs().max()) * reach, 1e-300)
     floor = tolerance(torch.float64, x.shape[-1]) * size
@@ -124,7 +127,7 @@ def conditioning(s: Sample) -> Iterator[Measured]:
     s.low_rank("points of this manifold have no condition number to prescribe")
     measured = 0
     for condition in (1e1, 1e2, 1e3, 1e4):
-        hard = s.but(dtype=torch.float32, condition=condition, spectrum=Spectrum.DECAY)
+        hard = s.but(dtype=torch.float32, condition=condition, spectrum=Spectrum.DECAY, batch=())
         bound = rounding_floor(torch.float32, max(s.manifold.shape)) * hard.space.condition
         if bound > 0.5:
             continue
@@ -163,7 +166,7 @@ def differentiable(s: Sample) -> Iterator[Measured]:
     s = s.but(dtype=torch.float64, batch=())
     s.space  # noqa: B018  refuses manifolds that are too large for a dense Jacobian
     x = s.x.requires_grad_()
-    right = torch.autograd.gradcheck(subject.low_rank.to_dense, (x,), raise_exception=False)
+    right = torch.autograd.gradcheck(subject.low_rank.to_dense, (x,), raise_exception=False, fast_mode=True)
     yield holds("gradcheck of to_dense", bool(right))
 
 

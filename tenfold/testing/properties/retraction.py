@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
 from tenfold.manifolds import TreeManifold
 from tenfold.testing.check import check
-from tenfold.testing.curves import has_order, measure
+from tenfold.testing.curves import along, has_order, measure
 from tenfold.testing.outcome import Curve, Measured, NotApplicable
 from tenfold.testing.points import Spectrum
 from tenfold.testing.properties.points import length, on_manifold
@@ -35,8 +36,8 @@ def _first_order(s: Sample, *, project: bool) -> Curve:
     u = s.tangent()
     x, move = s.subject.dense(s.x), s.subject.tangent(s.x, u)
 
-    def errors(t: float) -> torch.Tensor:
-        gap = s.subject.dense(s.manifold.retr(s.x, t * u)) - x - t * move
+    def errors(t: torch.Tensor) -> torch.Tensor:
+        gap = s.subject.dense(s.manifold.retr(*along(t, s.x, u))) - x - along(t, x, move)[1]
         return length(s.space.project(gap) if project else gap)
 
     label = "|P(R(t u) - x - t u)|" if project else "|R(t u) - x - t u|"
@@ -87,12 +88,13 @@ def agreement(s: Sample) -> Iterator[Measured]:
     if low_rank is None and type(manifold).retr is type(manifold).expmap:
         raise NotApplicable("retr and expmap are the same map")
 
-    def errors(t: float) -> torch.Tensor:
+    def errors(t: torch.Tensor) -> torch.Tensor:
+        x, move = along(t, s.x, u)
         if low_rank is not None:
-            other = low_rank.truncation(s.x, t * u).to(low_rank.rank)[1]
+            other = low_rank.truncation(x, move).to(low_rank.rank)[1]
         else:
-            other = manifold.expmap(s.x, t * u)
-        return length(s.subject.dense(manifold.retr(s.x, t * u)) - s.subject.dense(other))
+            other = manifold.expmap(x, move)
+        return length(s.subject.dense(manifold.retr(x, move)) - s.subject.dense(other))
 
     second = s.subject.order == 2 and low_rank is not None
     label = "|R(t u) - HOSVD(x + t u)|" if low_rank is not None else "|R(t u) - Exp(t u)|"
@@ -124,36 +126,59 @@ def extremes(s: Sample) -> Iterator[Measured]:
         (s.but(spectrum=Spectrum.ZERO), (1.0, 1e20, 0.0)),
         (hard, (1.0, 1e20, 1e-20)),
     ):
-        for size in sizes:
-            yield from _extreme(kind, size)
+        yield from _extreme(kind, sizes)
 
 
-def _extreme(s: Sample, size: float) -> Iterator[Measured]:
-    x = scaled(s, size)
-    where = f"{s.spectrum} spectrum of size {size:g}"
+_EXTREME_STEPS = (1.0, 1e20, 1e-20, 0.0)
+
+
+def _extreme(s: Sample, sizes: tuple[float, ...]) -> Iterator[Measured]:
+    """Points of all sizes as one batch, and from each of them steps of all lengths as another."""
+    s = s.but(batch=(len(sizes), *s.batch))
+    x = scaled(s, torch.tensor(sizes, dtype=s.dtype))
     u, v = s.tangent(x), s.tangent(x)
-    gradient = s.manifold.egrad2rgrad(x, size * s.normal(*s.subject.point_shape))
-    yield finite(f"gradient at a {where}", gradient)
-    for step in (1.0, 1e20, 1e-20, 0.0) if size == 1.0 else (size, 1e20):
-        y, moved = s.manifold.retr_transp(x, step * u, v)
-        yield finite(f"retraction and transport by {step:g} at a {where}", y, moved)
-        yield on_manifold(s, f"R({step:g} u) at a {where}", y)
-    smaller, z = s.manifold.truncate(x)
-    yield finite(f"truncation of a {where}", z)
-    yield holds("truncated ranks are at least 1", smaller.size > 0)
-    for tol in (0.0, 0.1):
-        _, z = s.manifold.retr_adaptive(x, size * u, tol=tol)
-        yield finite(f"adaptive retraction, tol={tol:g}, at a {where}", z)
+    where = f"a {s.spectrum} spectrum of sizes {', '.join(f'{size:g}' for size in sizes)}"
+    grads = torch.tensor(sizes).to(x).reshape(-1, *(1,) * (x.ndim - 1)) * s.normal(*s.subject.point_shape)
+    yield from _each(sizes, "gradient at size", finite, s.manifold.egrad2rgrad(x, grads))
+    wide, steps = along(torch.tensor(_EXTREME_STEPS, dtype=torch.float64), x, u)
+    y, moved = s.manifold.retr_transp(wide, steps, v.expand_as(steps).contiguous())
+    label = f"at {where}, retraction by"
+    yield from _each(_EXTREME_STEPS, label, finite, y)
+    yield from _each(_EXTREME_STEPS, f"at {where}, transport by", finite, moved)
+    yield from _each(_EXTREME_STEPS, label, partial(on_manifold, s), y)
+    # A batch shares its ranks, so the zero tensor is truncated by itself, too.
+    for part, step, own in ((x, u, sizes), *([(x[-1:], u[-1:], sizes[-1:])] if sizes[-1] == 0.0 else [])):
+        smaller, z = s.manifold.truncate(part)
+        yield from _each(own, "truncation at size", finite, z)
+        yield holds("truncated ranks are at least 1", smaller.size > 0)
+        scale = torch.tensor(own).to(x).reshape(-1, *(1,) * (x.ndim - 1))
+        truncation = s.manifold.truncation(part, scale * step)
+        for tol in (0.0, 0.1):
+            z = truncation.by_tolerance(tol)[1]
+            yield from _each(own, f"adaptive retraction, tol={tol:g}, at size", finite, z)
 
 
-def scaled(s: Sample, size: float) -> torch.Tensor:
-    """The points multiplied by a number."""
+def _each(
+    numbers: tuple[float, ...], what: str, statement: Callable[[str, torch.Tensor], Measured], x: torch.Tensor
+) -> Iterator[Measured]:
+    """A statement about a batch whose first dimension belongs to ``numbers``; one by one where it fails."""
+    together = statement(what, x)
+    if together.holds:
+        yield together
+        return
+    for number, part in zip(numbers, x, strict=True):
+        yield statement(f"{what} {number:g}", part)
+
+
+def scaled(s: Sample, sizes: torch.Tensor) -> torch.Tensor:
+    """The points multiplied by numbers, one for each along the first dimension of the batch."""
     subject = s.low_rank("this manifold is not known to be a cone")
     if isinstance(s.manifold, TreeManifold):
-        factors = list(s.manifold.unpack_tensor(s.x))
-        factors[s.manifold.tree.root] = size * factors[s.manifold.tree.root]
+        factors, root = list(s.manifold.unpack_tensor(s.x)), s.manifold.tree.root
+        factors[root] = sizes.reshape(-1, *(1,) * (factors[root].ndim - 1)) * factors[root]
         return s.manifold.pack_point(*factors)
-    return s.manifold.from_dense(size * subject.tensors(subject.dense(s.x)))
+    rows = subject.dense(s.x)
+    return s.manifold.from_dense(subject.tensors(sizes.reshape(-1, *(1,) * (rows.ndim - 1)) * rows))
 
 
 def autograd_gradient(s: Sample) -> torch.Tensor:

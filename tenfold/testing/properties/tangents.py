@@ -46,13 +46,11 @@ def dimension(s: Sample) -> Iterator[Measured]:
     if low_rank is not None:
         yield holds(f"the dimension is {space.dim}, claimed are {low_rank.dim}", space.dim == low_rank.dim)
     yield holds("it is the same at every point", space.dim == space.smallest_dim)
-    tangents = torch.stack([s.subject.tangent(s.x, s.tangent()) for _ in range(space.dim + 1)], dim=-2)
-    yield s.zero(
-        "random tangent vectors lie in the tangent space",
-        space.normal(tangents.movedim(-2, 0)),
-        against=space,
-    )
-    values = svd(tangents)[1]
+    many = s.but(batch=(space.dim + 1, *s.batch))
+    x = s.x.expand(space.dim + 1, *s.x.shape).contiguous()
+    tangents = s.subject.tangent(x, many.tangent(x))
+    yield s.zero("random tangent vectors lie in the tangent space", space.normal(tangents), against=space)
+    values = svd(tangents.movedim(0, -2))[1]
     noise = s.tolerance(space.condition) + space.error
     ranks = (values > noise * values[..., :1]).sum(-1)
     span = sorted(set(ranks.flatten().tolist()))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from tenfold.testing.check import check
-from tenfold.testing.curves import has_order, measure
+from tenfold.testing.curves import along, has_order, measure
 from tenfold.testing.outcome import Measured
 from tenfold.testing.properties.points import length
 from tenfold.testing.properties.retraction import smooth
@@ -18,13 +18,16 @@ from tenfold.testing.tolerances import tolerance
 __all__: list[str] = []
 
 
-def _carry(s: Sample, u: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The end of the step ``u`` and ``v`` carried there."""
-    y = s.manifold.retr(s.x, u)
+def _carry(
+    s: Sample, u: torch.Tensor, v: torch.Tensor, x: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The end of the step ``u`` from ``x`` (default: the points), and ``v`` carried there."""
+    x = s.x if x is None else x
+    y = s.manifold.retr(x, u)
     try:
-        return y, s.manifold.transp(s.x, y, v)
+        return y, s.manifold.transp(x, y, v)
     except NotImplementedError:
-        return y, s.manifold.transp_follow_retr(s.x, u, v)
+        return y, s.manifold.transp_follow_retr(x, u, v)
 
 
 def _step(s: Sample) -> torch.Tensor:
@@ -89,8 +92,9 @@ def continuous(s: Sample) -> Iterator[Measured]:
     u, v = s.tangent(), s.tangent()
     start = s.subject.tangent(s.x, v)
 
-    def errors(t: float) -> torch.Tensor:
-        y, moved = _carry(s, t * u, v)
+    def errors(t: torch.Tensor) -> torch.Tensor:
+        x, step = along(t, s.x, u)
+        y, moved = _carry(s, step, v.expand_as(step).contiguous(), x)
         return length(s.subject.tangent(y, moved) - start)
 
     floor = tolerance(torch.float64, s.subject.length, s.space.condition)
