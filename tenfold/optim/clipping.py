@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import geoopt
 import torch
 
-from tenfold.manifolds import LowRankManifold
+from tenfold.linalg import vector_norm
 from tenfold.optim.update import batches
 
 __all__ = ["clip_riemannian_norm_"]
@@ -66,11 +66,8 @@ def clip_riemannian_norm_(
     for batch in batches(curved, defaultdict(dict), foreach=None):
         manifold = batch.manifold
         rgrad = manifold.egrad2rgrad(batch.x, batch.grad)
-        if isinstance(manifold, LowRankManifold):
-            norms.append(torch.linalg.vector_norm(rgrad))
-        else:
-            norms.append(torch.linalg.vector_norm(manifold.norm(batch.x, rgrad)))
-    total = torch.linalg.vector_norm(torch.stack([norm.to(norms[0]) for norm in norms]))
+        norms.append(vector_norm(manifold.norm(batch.x, rgrad).reshape(-1)))
+    total = vector_norm(torch.stack([norm.to(norms[0]) for norm in norms]))
     if error_if_nonfinite and not torch.isfinite(total):
         raise RuntimeError(
             f"the Riemannian norm of the gradients is {total.item()}, so they cannot be clipped"

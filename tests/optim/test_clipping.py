@@ -51,3 +51,12 @@ def test_short_gradients_and_refusals():
     with pytest.raises(RuntimeError, match="cannot be clipped"):
         clip_riemannian_norm_([plain], 1.0, error_if_nonfinite=True)
     assert plain.grad[0] == 1.0
+
+
+@pytest.mark.parametrize("scale", [1e-28, 1e25])
+def test_lengths_neither_overflow_nor_underflow(scale):
+    p = parameter(MANIFOLDS[0], dtype=torch.float32)
+    p.grad = torch.ones_like(p)
+    length = clip_riemannian_norm_([p], 1e30)
+    p.grad = scale * torch.ones_like(p)
+    torch.testing.assert_close(clip_riemannian_norm_([p], 1e30), scale * length)
