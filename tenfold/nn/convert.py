@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from tenfold.nn.conv import TuckerConv2d
-from tenfold.nn.layer import LowRankLayer, RankLike
+from tenfold.nn.formats import RankLike
+from tenfold.nn.layer import LowRankLayer
 from tenfold.nn.linear import TuckerLinear
 
 __all__ = ["FactorizationReport", "FactorizedLayer", "Start", "factorize"]
