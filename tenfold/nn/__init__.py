@@ -2,15 +2,17 @@
 
 from geoopt import ManifoldParameter
 
+from tenfold.nn.attention import MultiheadAttention
 from tenfold.nn.contraction import contract
 from tenfold.nn.conv import Conv1d, Conv2d, Conv3d, TuckerConv2d
 from tenfold.nn.conv_transpose import ConvTranspose2d
-from tenfold.nn.convert import FactorizationReport, FactorizedLayer, Start, factorize
+from tenfold.nn.convert import Start, densify, factorize
 from tenfold.nn.embedding import Embedding
 from tenfold.nn.formats import Format
 from tenfold.nn.layer import LowRankLayer
 from tenfold.nn.linear import Linear, TuckerLinear
 from tenfold.nn.parameter import declare, low_rank_parameters
+from tenfold.nn.report import FactorizationReport, FactorizedLayer
 
 __all__ = [
     "Conv1d",
@@ -24,11 +26,13 @@ __all__ = [
     "Linear",
     "LowRankLayer",
     "ManifoldParameter",
+    "MultiheadAttention",
     "Start",
     "TuckerConv2d",
     "TuckerLinear",
     "contract",
     "declare",
+    "densify",
     "factorize",
     "low_rank_parameters",
 ]

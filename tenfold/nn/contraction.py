@@ -96,7 +96,7 @@ def contract(
     assumed = _ROWS if torch.compiler.is_compiling() else 1 << rows.bit_length()
     for positions, equation in _steps(manifold.tree.nodes, modes, sizes, shapes, assumed):
         operands.append(torch.einsum(equation, *(operands[k] for k in positions)))
-    return operands[-1].reshape(*batch, *rest)
+    return operands[-1].reshape((*batch, *rest))
 
 
 @torch.compiler.assume_constant_result

@@ -91,7 +91,8 @@ class LowRankLayer(nn.Module, abc.ABC):
                 f"{cls.__name__} needs a torch.nn.{cls.dense_type.__name__}, got {type(module).__name__}"
             )
         weight = module.get_parameter("weight")
-        layer = cls(**cls._arguments(module), device=weight.device, dtype=weight.dtype, rank=rank, **options)
+        arguments = {**cls._arguments(module), "rank": rank, **options}
+        layer = cls(**arguments, device=weight.device, dtype=weight.dtype)
         return layer.train(module.training)
 
     @classmethod
@@ -127,11 +128,16 @@ class LowRankLayer(nn.Module, abc.ABC):
             layer.weight.copy_(layer.manifold.from_dense(tensor))
         else:
             move_(layer.weight, *layer.manifold.approximate(tensor, tol=tol))
-        if layer.bias is not None:
-            layer.bias.copy_(module.get_parameter("bias"))
-        for name, parameter in layer.named_parameters():
-            parameter.requires_grad_(module.get_parameter(name).requires_grad)
+        layer.take_over(module)
         return layer
+
+    @torch.no_grad()
+    def take_over(self, module: nn.Module) -> None:
+        """Copy the bias of a dense layer, and what of it is trained."""
+        if self.bias is not None:
+            self.bias.copy_(module.get_parameter("bias"))
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(module.get_parameter(name).requires_grad)
 
     @torch.no_grad()
     def to_dense(self) -> nn.Module:

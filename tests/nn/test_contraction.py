@@ -32,7 +32,8 @@ def test_equals_the_dense_contraction(name, batch, lifted):
     dense = MANIFOLDS[name].to_dense(x.detach())
     for modes in [(), (order - 1,), tuple(range(order)), tuple(range(order))[::-2]]:
         data = torch.randn((*batch, *(manifold.shape[m] for m in modes)), dtype=torch.float64)
-        expected = torch.tensordot(data, dense, (list(range(len(batch), data.ndim)), list(modes)))
+        axes = (list(range(len(batch), data.ndim)), list(modes))
+        expected = torch.tensordot(data, dense, axes) if modes or batch else data * dense
         torch.testing.assert_close(contract(manifold, x, data, modes), expected)
     contract(manifold, x, data, modes).sum().backward()
     assert x.grad.shape == x.shape
