@@ -3,6 +3,7 @@
 from geoopt import ManifoldParameter
 
 from tenfold.nn.attention import MultiheadAttention
+from tenfold.nn.averaging import AveragedModel
 from tenfold.nn.contraction import contract
 from tenfold.nn.conv import Conv1d, Conv2d, Conv3d, TuckerConv2d
 from tenfold.nn.conv_transpose import ConvTranspose2d
@@ -11,10 +12,12 @@ from tenfold.nn.embedding import Embedding
 from tenfold.nn.formats import Format
 from tenfold.nn.layer import LowRankLayer
 from tenfold.nn.linear import Linear, TuckerLinear
+from tenfold.nn.named_factors import factor_state_dict, load_factor_state_dict
 from tenfold.nn.parameter import declare, low_rank_parameters
 from tenfold.nn.report import FactorizationReport, FactorizedLayer
 
 __all__ = [
+    "AveragedModel",
     "Conv1d",
     "Conv2d",
     "Conv3d",
@@ -33,6 +36,8 @@ __all__ = [
     "contract",
     "declare",
     "densify",
+    "factor_state_dict",
     "factorize",
+    "load_factor_state_dict",
     "low_rank_parameters",
 ]

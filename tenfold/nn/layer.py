@@ -216,6 +216,8 @@ class LowRankLayer(nn.Module, abc.ABC):
     @torch.no_grad()
     def _draw(self, numerator: float, denominator: float) -> None:
         """Draw the weight anew, with the variance ``numerator / denominator`` of its dense entries."""
+        if self.weight.is_meta:
+            return
         manifold = self.manifold
         x = manifold.random(*self.weight.shape, device=self.weight.device, dtype=self.weight.dtype)
         radial = manifold.radial(x)
