@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, TypeAlias
+from string import ascii_letters
+from typing import TypeAlias
 
 import opt_einsum
 import torch
 
-from tenfold.manifolds import LowRankManifold, Node, TreeManifold
+from tenfold.manifolds import LowRankManifold, TensorTree, TreeManifold
 
 __all__ = ["contract"]
 
 _Steps: TypeAlias = tuple[tuple[tuple[int, ...], str], ...]
 # Rows assumed by compiled code, whose path must not depend on the size of the batch.
 _ROWS = 1024
+# Sorted, so that the row has the first.
+_LETTERS = "".join(sorted(ascii_letters))
 
 
 def contract(
@@ -76,6 +79,8 @@ def contract(
     order = len(manifold.shape)
     if len(set(modes)) != len(modes) or not all(0 <= mode < order for mode in modes):
         raise ValueError(f"modes must be distinct modes of the shape {manifold.shape}, got {modes}")
+    if order + len(manifold.tree.nodes) >= len(_LETTERS):
+        raise ValueError(f"contract has letters for fewer modes and factors than {manifold} has")
     if x.ndim != 1:
         raise ValueError(f"x must be one point of shape {(manifold.size,)}, got {tuple(x.shape)}")
     sizes = tuple(manifold.shape[mode] for mode in modes)
@@ -91,50 +96,43 @@ def contract(
         rows = rows * size
     flat = data.reshape(rows, *sizes)
     operands = [flat, *manifold.factors(x)]
-    shapes = tuple(tuple(factor.shape) for factor in operands[1:])
-    # Rows come in powers of two, so that a last, smaller batch of an epoch finds the path there.
+    terms, result = _terms(manifold.tree, modes)
+    # Rows come in powers of two, so that a last, smaller batch of an epoch finds the order there.
     assumed = _ROWS if torch.compiler.is_compiling() else 1 << rows.bit_length()
-    for positions, equation in _steps(manifold.tree.nodes, modes, sizes, shapes, assumed):
+    shapes = ((assumed, *sizes), *(tuple(factor.shape) for factor in operands[1:]))
+    for positions, equation in _steps(terms, result, shapes):
         operands.append(torch.einsum(equation, *(operands[k] for k in positions)))
     return operands[-1].reshape((*batch, *rest))
 
 
+def _terms(tree: TensorTree, modes: Sequence[int]) -> tuple[tuple[str, ...], str]:
+    """Letters of the axes of the data and of each factor, and those of the result; the row has the first."""
+    row, mode, edge = _LETTERS[0], _LETTERS[1 : 1 + tree.order], _LETTERS[1 + tree.order :]
+    terms = [row + "".join(mode[m] for m in modes)]
+    for v, node in enumerate(tree.nodes):
+        legs = [edge[c] for c in node.children] + [mode[m] for m in node.modes]
+        terms.append("".join(legs) + ("" if v == tree.root else edge[v]))
+    return tuple(terms), row + "".join(mode[m] for m in range(tree.order) if m not in modes)
+
+
 @torch.compiler.assume_constant_result
-def _steps(*arguments: Any) -> _Steps:
-    return _planned(*arguments)
+def _steps(terms: tuple[str, ...], result: str, shapes: tuple[tuple[int, ...], ...]) -> _Steps:
+    return _planned(terms, result, shapes)
 
 
 @lru_cache(maxsize=4096)
-def _planned(
-    nodes: tuple[Node, ...],
-    modes: tuple[int, ...],
-    sizes: tuple[int, ...],
-    shapes: tuple[tuple[int, ...], ...],
-    rows: int,
-) -> _Steps:
+def _planned(terms: tuple[str, ...], result: str, shapes: tuple[tuple[int, ...], ...]) -> _Steps:
     """Pairwise contractions; each result is appended to the operands (the data, then the factors)."""
-    letters = [opt_einsum.get_symbol(k) for k in range(52)]
-    order = sum(len(node.modes) for node in nodes)
-    row, mode, edge = letters[0], letters[1 : 1 + order], letters[1 + order :]
-    rest = "".join(mode[m] for m in range(order) if m not in modes)
-    parents = {child for node in nodes for child in node.children}
-    terms = [row + "".join(mode[m] for m in modes)]
-    for v, node in enumerate(nodes):
-        legs = [edge[c] for c in node.children] + [mode[m] for m in node.modes]
-        terms.append("".join(legs) + (edge[v] if v in parents else ""))
-    path, _ = opt_einsum.contract_path(
-        ",".join(terms) + "->" + row + rest, (rows, *sizes), *shapes, shapes=True, optimize="auto"
-    )
-    alive, steps = list(range(len(terms))), []
+    path, _ = opt_einsum.contract_path(",".join(terms) + "->" + result, *shapes, shapes=True, optimize="auto")
+    known, alive, steps = list(terms), list(range(len(terms))), []
     for number, chosen in enumerate(path):
         positions = tuple(alive[k] for k in sorted(chosen))
         alive = [k for k in alive if k not in positions]
-        kept = set(row + rest).union(*(terms[k] for k in alive))
-        # The row first: the data then stay in the layout in which they came.
-        inner = sorted({c for k in positions for c in terms[k]} & kept, key=(row + rest + "".join(edge)).find)
-        last = number == len(path) - 1
-        result = row + rest if last else "".join(inner)
-        steps.append((positions, ",".join(terms[k] for k in positions) + "->" + result))
-        alive.append(len(terms))
-        terms.append(result)
+        kept = set(result).union(*(known[k] for k in alive))
+        # In the order of the alphabet, the row first: the data stay in the layout in which they came.
+        inner = "".join(sorted({c for k in positions for c in known[k]} & kept))
+        inner = result if number == len(path) - 1 else inner
+        steps.append((positions, ",".join(known[k] for k in positions) + "->" + inner))
+        alive.append(len(known))
+        known.append(inner)
     return tuple(steps)
