@@ -8,9 +8,11 @@ from tenfold.nn.contraction import contract
 from tenfold.nn.conv import Conv1d, Conv2d, Conv3d, TuckerConv2d
 from tenfold.nn.conv_transpose import ConvTranspose2d
 from tenfold.nn.convert import Start, densify, factorize
+from tenfold.nn.convolution import Convolution
 from tenfold.nn.embedding import Embedding
 from tenfold.nn.formats import Format
 from tenfold.nn.layer import LowRankLayer
+from tenfold.nn.layout import Layout
 from tenfold.nn.linear import Linear, TuckerLinear
 from tenfold.nn.named_factors import factor_state_dict, load_factor_state_dict
 from tenfold.nn.parameter import declare, low_rank_parameters
@@ -22,10 +24,12 @@ __all__ = [
     "Conv2d",
     "Conv3d",
     "ConvTranspose2d",
+    "Convolution",
     "Embedding",
     "FactorizationReport",
     "FactorizedLayer",
     "Format",
+    "Layout",
     "Linear",
     "LowRankLayer",
     "ManifoldParameter",

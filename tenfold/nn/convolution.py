@@ -23,6 +23,13 @@ class Convolution(LowRankLayer):
     The layer is a sequence of smaller convolutions (:func:`tenfold.nn.stages.stages`); the dense kernel is
     never built. The geometry of each axis is applied by the one that moves along it.
 
+    Parameters
+    ----------
+    geometry : torch.nn.Module
+        A dense convolution of the same arguments; its weights are not read.
+    rank, format, modes, inverse_free, device, dtype
+        As for :class:`Conv2d`.
+
     Attributes
     ----------
     in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode

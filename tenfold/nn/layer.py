@@ -164,9 +164,9 @@ class LowRankLayer(nn.Module, abc.ABC):
         where the parameter lived.
         """
         weight = self.weight
-        if not is_low_rank(weight):
-            weight = self.__dict__["_declared"]
-        elif self.__dict__.get("_declared") is not weight:
+        if getattr(weight, "manifold", None) is None:
+            return self.__dict__["_declared"].manifold
+        if is_low_rank(weight) and self.__dict__.get("_declared") is not weight:
             self.__dict__["_declared"] = weight
         return weight.manifold
 
