@@ -25,7 +25,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     -------
     argparse.Namespace
         With ``command`` (``"train"``, ``"compare"``, ``"check"``, ``"inspect"`` or ``"compress"``) and the
-        options of that command; options of a run (:class:`~tenfold.experiments.config.TrainConfig`) only where they were given.
+        options of that command; options of a run
+        (:class:`~tenfold.experiments.config.TrainConfig`) only where they were given.
 
     Raises
     ------
@@ -160,7 +161,7 @@ def _add_inspect(commands: argparse._SubParsersAction[_Parser]) -> None:
         "inspect",
         help="show the spectra of the weights in a file",
         description="Print, for each unfolding of each weight in a file, its condition number, how many "
-        "singular values hold 50, 90 and 99 percent of the squared norm, and the rank that a tolerance suggests.",
+        "singular values hold 50, 90 and 99 percent of the squared norm, and the rank at a tolerance.",
     )
     _add_file_and_format(parser)
     parser.add_argument(

@@ -36,33 +36,27 @@ def inspect_command(options: argparse.Namespace) -> int:
         A mistake of the user, in one line.
     """
     state, form = read_weights(options.file), Format(options.format)
-    rows = [_HEAD]
+    rows: list[tuple[str, ...]] = [_HEAD]
     for site in find_sites(dense_layers(state)):
-        rows += _spectra(
-            site.name, site.module.get_parameter("weight").detach(), site.module, form, options.tol
-        )
+        rows += _spectra(site.name, site.module, form, options.tol)
     for name, rank in state.items():
-        if name.endswith("_rank") and name.removesuffix("_rank") in state:
-            packed = state[name.removesuffix("_rank")]
+        packed = name.removesuffix("_rank")
+        if packed != name and packed in state:
             ranks = "x".join(map(str, rank.tolist()))
-            rows.append(
-                (name.removesuffix("_rank"), "packed", "", "", "", "", "", ranks, f"{packed.numel():,}")
-            )
+            rows.append((packed, f"packed, {state[packed].numel():,}", "", "", "", "", "", ranks, ""))
     if len(rows) == 1:
         raise ValueError(f"{options.file} holds no weight of a linear layer or a convolution")
     widths = [max(len(row[k]) for row in rows) for k in range(len(_HEAD))]
     for row in rows:
-        cells = (
-            f"{c:<{w}}" if k < 3 else f"{c:>{w}}" for k, (c, w) in enumerate(zip(row, widths, strict=True))
-        )
-        print("  ".join(cells).rstrip())
+        left = [f"{cell:<{width}}" for cell, width in zip(row[:3], widths[:3], strict=True)]
+        right = [f"{cell:>{width}}" for cell, width in zip(row[3:], widths[3:], strict=True)]
+        print("  ".join([*left, *right]).rstrip())
     print(f"rank: at a relative error of {options.tol:g}; saved: share of the numbers, at these ranks")
     return 0
 
 
-def _spectra(
-    name: str, weight: torch.Tensor, module: torch.nn.Module, format: Format, tol: float
-) -> list[tuple[str, ...]]:
+def _spectra(name: str, module: torch.nn.Module, format: Format, tol: float) -> list[tuple[str, ...]]:
+    weight = module.get_parameter("weight").detach()
     shape = "x".join(map(str, weight.shape))
     if weight.dtype not in (torch.float32, torch.float64):
         weight = weight.float()

@@ -18,7 +18,7 @@ _WHERE = ("model", "state_dict", "model_state_dict")  # where training scripts p
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """The state dictionary in a file of ``torch.save`` or safetensors, on the CPU.
 
-    A checkpoint that holds more is searched under the keys ``model``, ``state_dict`` and ``model_state_dict``.
+    A checkpoint that holds more is searched under ``model``, ``state_dict`` and ``model_state_dict``.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def write_weights(path: Path, state: dict[str, torch.Tensor]) -> None:
 def dense_layers(state: dict[str, torch.Tensor]) -> nn.Module:
     """A module with a dense layer for every weight of two to five axes, under the names of the state.
 
-    Two axes are read as a linear layer, more as a convolution; the layers have no bias and are not meant to run.
+    Two axes are read as a linear layer, more as a convolution; the layers have no bias.
     """
     root = nn.Module()
     for name, weight in state.items():

@@ -17,6 +17,7 @@ from tenfold.nn.linear import Linear, TuckerLinear
 from tenfold.nn.named_factors import factor_state_dict, load_factor_state_dict
 from tenfold.nn.parameter import declare, low_rank_parameters
 from tenfold.nn.report import FactorizationReport, FactorizedLayer
+from tenfold.nn.stages import Stage
 
 __all__ = [
     "AveragedModel",
@@ -34,6 +35,7 @@ __all__ = [
     "LowRankLayer",
     "ManifoldParameter",
     "MultiheadAttention",
+    "Stage",
     "Start",
     "TuckerConv2d",
     "TuckerLinear",

@@ -20,7 +20,7 @@ __all__ = ["Convolution"]
 class Convolution(LowRankLayer):
     """Base of the convolutions, whose kernel ``[out, in, *window]`` is a low-rank tensor.
 
-    The layer is a sequence of smaller convolutions (:func:`tenfold.nn.stages.stages`); the dense kernel is
+    The layer is a sequence of smaller convolutions (:meth:`stages`); the dense kernel is
     never built. The geometry of each axis is applied by the one that moves along it.
 
     Parameters
