@@ -10,6 +10,8 @@ from typing import NoReturn
 from tenfold import __version__
 from tenfold.experiments.config import DATA_SETS, METHODS, MODELS, SCHEDULES
 
+FORMATS = ("tucker", "fixed-rank", "tensor-train")  # tenfold.nn.Format, without waiting for torch
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -22,8 +24,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     Returns
     -------
     argparse.Namespace
-        With ``command`` (``"train"``, ``"compare"`` or ``"check"``) and the options of that command; options
-        of a run (:class:`~tenfold.experiments.config.TrainConfig`) only where they were given.
+        With ``command`` (``"train"``, ``"compare"``, ``"check"``, ``"inspect"`` or ``"compress"``) and the
+        options of that command; options of a run
+        (:class:`~tenfold.experiments.config.TrainConfig`) only where they were given.
 
     Raises
     ------
@@ -38,6 +41,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     _add_train(commands)
     _add_compare(commands)
     _add_check(commands)
+    _add_inspect(commands)
+    _add_compress(commands)
     return parser.parse_args(arguments)
 
 
@@ -149,6 +154,63 @@ def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
         "--shape", type=_shape, metavar="SIZES", help="shape of a point, as in 5,3, if the manifold has none"
     )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="image to draw the measured slopes to")
+
+
+def _add_inspect(commands: argparse._SubParsersAction[_Parser]) -> None:
+    parser = commands.add_parser(
+        "inspect",
+        help="show the spectra of the weights in a file",
+        description="Print, for each unfolding of each weight in a file, its condition number, how many "
+        "singular values hold 50, 90 and 99 percent of the squared norm, and the rank at a tolerance.",
+    )
+    _add_file_and_format(parser)
+    parser.add_argument(
+        "--tol", type=_tolerance, default=0.1, help="relative error of a weight (default: 0.1)"
+    )
+
+
+def _add_compress(commands: argparse._SubParsersAction[_Parser]) -> None:
+    parser = commands.add_parser(
+        "compress",
+        help="decompose the weights in a file",
+        description="Decompose the weights of linear layers and convolutions in a file and write a state "
+        "dictionary that loads into the model after tenfold.nn.factorize(model, format=...).",
+    )
+    _add_file_and_format(parser)
+    how = parser.add_mutually_exclusive_group(required=True)
+    how.add_argument("--rank", type=_rank, help="a fraction in (0, 1] of each mode, or a number")
+    how.add_argument("--tol", type=_tolerance, help="relative error of each weight, in [0, 1)")
+    how.add_argument("--compression", type=float, metavar="SHARE", help="share of the numbers to save")
+    parser.add_argument("--include", action="append", metavar="NAME", help="layers, or patterns; repeatable")
+    parser.add_argument(
+        "--exclude", action="append", metavar="NAME", help="layers, or patterns, that stay dense"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="file to write (default: FILE with the format in its name)"
+    )
+
+
+def _add_file_and_format(parser: _Parser) -> None:
+    parser.add_argument(
+        "file",
+        type=Path,
+        metavar="FILE",
+        help="state dictionary of torch.save or safetensors, or a checkpoint that holds one; "
+        "no code in it is run",
+    )
+    parser.add_argument(
+        "--format", choices=FORMATS, default="tucker", help="format of the weights (default: tucker)"
+    )
+
+
+def _tolerance(text: str) -> float:
+    try:
+        tol = float(text)
+    except ValueError:
+        tol = -1.0
+    if not 0 <= tol < 1:
+        raise argparse.ArgumentTypeError(f"must be a number in [0, 1), not {text!r}")
+    return tol
 
 
 def _shape(text: str) -> tuple[int, ...]:

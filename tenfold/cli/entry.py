@@ -33,6 +33,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from tenfold.cli.check import check_command
 
             return check_command(options)
+        if options.command == "inspect":
+            from tenfold.cli.inspect import inspect_command
+
+            return inspect_command(options)
+        if options.command == "compress":
+            from tenfold.cli.compress import compress_command
+
+            return compress_command(options)
         from tenfold.cli.compare import compare_command
 
         return compare_command(options)

@@ -95,6 +95,11 @@ class LowRankManifold(geoopt.Manifold, metaclass=abc.ABCMeta):
         """Number of entries of the dense tensor."""
         return math.prod(self.shape)
 
+    @property
+    def factor_names(self) -> tuple[str, ...]:
+        """Names of the factors, in the order in which they are packed."""
+        return tuple(f"factor{k}" for k in range(len(self.factor_shapes)))
+
     def _key(self) -> tuple[Any, ...]:
         """What makes two manifolds the same."""
         return type(self), self.shape, self.rank

@@ -58,6 +58,11 @@ class FixedRankManifold(TreeManifold):
         return self._ranks[0]
 
     @property
+    def factor_names(self) -> tuple[str, ...]:
+        """``S``, ``U`` and ``V``."""
+        return ("S", "U", "V")
+
+    @property
     def full_rank(self) -> int:
         """The smaller side of the matrix."""
         return min(self.shape)

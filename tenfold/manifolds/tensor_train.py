@@ -80,5 +80,10 @@ class TensorTrainManifold(TreeManifold):
             return rank[1:-1]
         return rank
 
+    @property
+    def factor_names(self) -> tuple[str, ...]:
+        """``G1``, ``G2``, ..."""
+        return tuple(f"G{k}" for k in range(1, len(self.factor_shapes) + 1))
+
     def extra_repr(self) -> str:
         return super().extra_repr() + (f", rows={self.rows}" if self.rows else "")

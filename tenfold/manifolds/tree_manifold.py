@@ -19,6 +19,7 @@ from tenfold.manifolds.tree import TensorTree
 from tenfold.manifolds.tree_calculus import Frame
 from tenfold.manifolds.tree_damped import DampedFrame
 from tenfold.manifolds.tree_lift import tangent_lift
+from tenfold.manifolds.tree_sum import weighted_sum
 from tenfold.manifolds.truncation import Truncation
 
 __all__ = ["TreeManifold"]
@@ -416,6 +417,27 @@ class TreeManifold(LowRankManifold):
             return _TreeTruncation(self, wide.unpack_tensor(y))
         nodes = self.unpack_tensor(x.detach())
         return _TreeTruncation(self, nodes)
+
+    def weighted_sum(self, *parts: tuple[float, TreeManifold, torch.Tensor]) -> Truncation:
+        """The spectra of a weighted sum of tensors, ready to be truncated.
+
+        Parameters
+        ----------
+        *parts : tuple
+            Weight, manifold and point of each; the manifolds have this format and shape, at any ranks.
+
+        Returns
+        -------
+        Truncation
+            Of the sum, exactly; its ranks are at most the sums of the ranks.
+
+        Raises
+        ------
+        ValueError
+            If a manifold has another format or shape.
+        """
+        nodes = [(scale, self._goal(other).unpack_tensor(x.detach())) for scale, other, x in parts]
+        return _TreeTruncation(self, weighted_sum(self.tree, nodes))
 
     def augment(self, x: torch.Tensor, u: torch.Tensor) -> tuple[Self, torch.Tensor]:
         """The same tensor with room for a tangent vector: every basis extended by the directions of ``u``.

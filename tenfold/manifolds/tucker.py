@@ -73,6 +73,11 @@ class TuckerManifold(TreeManifold):
         super().__init__(TensorTree([core, *leaves], root=0), shape, rank)
         self.modes = compressed
 
+    @property
+    def factor_names(self) -> tuple[str, ...]:
+        """``core``, and ``U0``, ``U1``, ... by the number of the mode."""
+        return ("core", *(f"U{mode}" for mode in self.modes))
+
     def extra_repr(self) -> str:
         partial = "" if len(self.modes) == len(self.shape) else f", modes={self.modes}"
         return super().extra_repr() + partial

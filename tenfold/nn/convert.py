@@ -1,20 +1,25 @@
-"""Putting the layers of an existing network on manifolds."""
+"""Putting the layers of an existing network on manifolds, and back."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace as changed
 from enum import Enum
-from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import nn
 
-from tenfold.nn.conv import TuckerConv2d
-from tenfold.nn.layer import LowRankLayer, RankLike
-from tenfold.nn.linear import TuckerLinear
+from tenfold.manifolds import move_
+from tenfold.nn.attention import MultiheadAttention
+from tenfold.nn.choice import Decomposition, tolerance_for
+from tenfold.nn.formats import Format, RankLike
+from tenfold.nn.layer import LowRankLayer
+from tenfold.nn.report import FactorizationReport, FactorizedLayer
+from tenfold.nn.sites import Site, counterpart, find_sites, replace, why_not
+from tenfold.nn.timing import inputs_of, seconds_side_by_side
 
-__all__ = ["FactorizationReport", "FactorizedLayer", "Start", "factorize"]
+__all__ = ["Start", "densify", "factorize"]
 
 
 class Start(str, Enum):
@@ -26,79 +31,50 @@ class Start(str, Enum):
     """The best approximation of the dense weights."""
 
 
-@dataclass(frozen=True)
-class FactorizedLayer:
-    """What happened to one layer.
-
-    Attributes
-    ----------
-    name : str
-        Name of the module in the model.
-    rank : tuple of int
-        Its ranks.
-    stored, dense : int
-        Numbers in the factors and in the dense weight.
-    """
-
-    name: str
-    rank: tuple[int, ...]
-    stored: int
-    dense: int
-
-
-@dataclass(frozen=True)
-class FactorizationReport:
-    """What :func:`factorize` did.
-
-    Attributes
-    ----------
-    layers : tuple of FactorizedLayer
-        The layers that are low-rank now.
-    left : dict
-        Name and reason of each linear or convolutional layer that stayed dense.
-    """
-
-    layers: tuple[FactorizedLayer, ...]
-    left: dict[str, str]
-
-    @property
-    def compression(self) -> float:
-        """``1 - stored / dense`` over the factorized weights."""
-        dense = sum(layer.dense for layer in self.layers)
-        return 1.0 - sum(layer.stored for layer in self.layers) / dense if dense else 0.0
-
-    def __str__(self) -> str:
-        width = max((len(name) for name in [*(layer.name for layer in self.layers), *self.left]), default=4)
-        rows = [f"{'layer':<{width}}  {'rank':<16}  {'stored':>10}  {'dense':>10}"]
-        for layer in self.layers:
-            rank = "x".join(map(str, layer.rank))
-            rows.append(f"{layer.name:<{width}}  {rank:<16}  {layer.stored:>10,}  {layer.dense:>10,}")
-        rows += [f"{name:<{width}}  dense: {reason}" for name, reason in self.left.items()]
-        return "\n".join([*rows, f"compression of the factorized weights: {self.compression:.1%}"])
-
-
 def factorize(
     model: nn.Module,
     *,
-    rank: RankLike = 0.25,
+    format: Format | str = Format.TUCKER,
+    rank: RankLike | None = None,
+    tol: float | None = None,
+    compression: float | None = None,
     include: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
     init: Start | str = Start.DECOMPOSE,
+    example_input: Any = None,
 ) -> FactorizationReport:
-    """Replace linear and convolutional layers by low-rank ones, in place.
+    """Replace linear, convolutional, embedding and attention layers by low-rank ones, in place.
+
+    Bias, dtype, device, training mode and ``requires_grad`` are those of the layers. Layers that share a
+    parameter with another stay dense, and so do subclasses, grouped convolutions and layers with hooks;
+    a module that is used in several places is replaced in all of them.
 
     Parameters
     ----------
     model : torch.nn.Module
         The network; its layers are replaced, everything else stays.
+    format : Format or str
+        The format of all new weights.
     rank : int, float or sequence of int
-        Start rank of every layer: a fraction of every compressed mode or a number.
+        Start rank of every layer: a fraction of every compressed mode or a number. It is taken as it is,
+        also where the factors are then larger than the weight. The default, if neither ``tol`` nor
+        ``compression`` is given, is 0.25.
+    tol : float
+        Instead of ``rank``: the relative error of each weight is at most this. Layers whose factors would
+        be larger than the weight stay dense.
+    compression : float
+        Instead of ``rank``: the share of the numbers in all weights concerned that is saved, at the least;
+        layers get ranks by one tolerance for all. Layers that would get larger stay dense.
     include : sequence of str or None
-        Names of layers, or patterns in the manner of :mod:`fnmatch`; None means all.
+        Names of layers, or patterns in the manner of :mod:`fnmatch`; None means all. The projections of an
+        attention layer have the names ``<attention>.q_proj``, ``k_proj``, ``v_proj`` and ``out_proj``.
     exclude : sequence of str
         Names or patterns of layers that stay dense.
     init : Start or str
-        ``"decompose"`` approximates the dense weights, ``"random"`` draws new ones.
+        ``"decompose"`` approximates the dense weights, ``"random"`` draws new ones at a given ``rank``.
+    example_input
+        Argument of the model (a tuple for several, a dictionary for arguments by name). If given, each new
+        layer is measured beside the dense one, and stays dense where a forward pass would be slower.
 
     Returns
     -------
@@ -108,50 +84,179 @@ def factorize(
     Raises
     ------
     ValueError
-        If a name or pattern fits no layer, or a rank is not feasible; the model is then unchanged.
+        If a name or pattern fits no layer, a rank is not feasible, the compression cannot be reached, or a
+        weight is not finite; the model is then unchanged.
+
+    Examples
+    --------
+    >>> import torch, tenfold
+    >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
+    >>> print(tenfold.nn.factorize(model, rank=4, format="fixed-rank", init="random", exclude=["2"]))
+    layer  rank  stored  dense  mults  dense mults
+    0      4        528  4,096    528        4,096
+    2      dense: excluded
+    compression of the factorized weights: 87.1%
     """
-    start = Start(init)
-    layers = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d) and name
-    }
+    form, start = Format(format), Start(init)
+    given = {"rank": rank, "tol": tol, "compression": compression}
+    if sum(value is not None for value in given.values()) > 1:
+        raise ValueError(f"give one of rank, tol and compression, got {given}")
+    if start is Start.RANDOM and not (tol is None and compression is None):
+        raise ValueError("tol and compression read ranks off the weights; init='random' needs a rank")
+    sites = find_sites(model)
     for pattern in [*(include or ()), *exclude]:
-        if not any(fnmatchcase(name, pattern) for name in layers):
+        if not any(site.fits([pattern]) for site in sites):
             raise ValueError(
-                f"no linear or convolutional layer is named {pattern!r}; there are {list(layers)}"
+                f"no layer that could be low-rank is named {pattern!r}; there are {[s.name for s in sites]}"
             )
-    new: dict[str, LowRankLayer] = {}
     left: dict[str, str] = {}
-    for name, module in layers.items():
-        reason = _stays(name, module, include, exclude)
+    chosen = []
+    for site in sites:
+        reason = _unwanted(site, include, exclude) or why_not(site, model, form)
         if reason:
-            left[name] = reason
+            left[site.name] = reason
+        else:
+            chosen.append(site)
+    if tol is None and compression is None:
+        layers = _at_rank(chosen, form, start, 0.25 if rank is None else rank)
+    else:
+        layers = _by_tolerance(chosen, form, tol, compression, left)
+    new = _with_attention(chosen, layers)
+    times: dict[nn.Module, tuple[float, float]] = {}
+    if example_input is not None:
+        for owner, call in inputs_of(model, list(new), example_input).items():
+            times[owner] = seconds_side_by_side(new[owner], owner, call)
+    rows = []
+    for site in chosen:
+        if site.name not in layers:
             continue
-        cls: type[LowRankLayer] = TuckerConv2d if isinstance(module, nn.Conv2d) else TuckerLinear
-        make = cls.like if start is Start.RANDOM else cls.from_dense
-        new[name] = make(module, rank=rank)
-    for name, layer in new.items():
-        model.set_submodule(name, layer)
-    return FactorizationReport(
-        tuple(
-            FactorizedLayer(n, layer.rank, layer.manifold.size, layer.dense_numel) for n, layer in new.items()
-        ),
-        left,
+        here, dense = times.get(site.owner, (None, None))
+        if here is not None and dense is not None and here > dense:
+            left[site.name] = f"it would be slower, {here * 1e3:.3g} ms instead of {dense * 1e3:.3g} ms"
+            new.pop(site.owner, None)
+        else:
+            row = _row(site, layers[site.name], start)
+            rows.append(changed(row, seconds=here, dense_seconds=dense))
+    replace(model, new)
+    order = [site.name for site in sites]
+    return FactorizationReport(tuple(rows), {name: left[name] for name in order if name in left})
+
+
+def densify(model: nn.Module) -> nn.Module:
+    """Replace all low-rank layers by dense ones that compute the same, in place; undoes :func:`factorize`.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The network.
+
+    Returns
+    -------
+    torch.nn.Module
+        ``model``; if it is a low-rank layer itself, the dense layer.
+
+    Examples
+    --------
+    >>> import torch, tenfold
+    >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
+    >>> report = tenfold.nn.factorize(model, rank=0.25)
+    >>> tenfold.nn.densify(model)
+    Sequential(
+      (0): Linear(in_features=64, out_features=64, bias=True)
+      (1): ReLU()
+      (2): Linear(in_features=64, out_features=10, bias=True)
     )
+    """
+    if isinstance(model, LowRankLayer | MultiheadAttention):
+        return model.to_dense()
+    new: dict[nn.Module, nn.Module] = {}
+    inside: set[nn.Module] = set()
+    for module in model.modules():
+        if module not in inside and isinstance(module, LowRankLayer | MultiheadAttention):
+            inside.update(module.modules())
+            new[module] = module.to_dense()
+    replace(model, new)
+    return model
 
 
-def _stays(name: str, module: nn.Module, include: Sequence[str] | None, exclude: Sequence[str]) -> str:
-    """Why a layer stays dense, or nothing."""
-    if any(fnmatchcase(name, pattern) for pattern in exclude):
+def _unwanted(site: Site, include: Sequence[str] | None, exclude: Sequence[str]) -> str:
+    if site.fits(exclude):
         return "excluded"
-    if include is not None and not any(fnmatchcase(name, pattern) for pattern in include):
-        return "not included"
-    if type(module) not in (nn.Linear, nn.Conv2d):
-        return f"a {type(module).__name__} may compute something else than its base class"
-    if isinstance(module, nn.Conv2d) and module.groups != 1:
-        return f"it has {module.groups} groups"
-    weight = module.get_parameter("weight")
-    if weight.dtype not in (torch.float32, torch.float64):
-        return f"weights of {weight.dtype} cannot be decomposed"
-    return ""
+    return "not included" if include is not None and not site.fits(include) else ""
+
+
+def _at_rank(sites: Sequence[Site], format: Format, start: Start, rank: RankLike) -> dict[str, LowRankLayer]:
+    layers = {}
+    for site in sites:
+        cls, options = counterpart(type(site.module), format)
+        make = cls.like if start is Start.RANDOM else cls.from_dense
+        try:
+            layers[site.name] = make(site.module, rank=rank, **options)
+        except ValueError as error:
+            raise ValueError(f"{site.name}: {error}") from error
+        for name, parameter in layers[site.name].named_parameters():
+            parameter.requires_grad_(site.module.get_parameter(name).requires_grad)
+    return layers
+
+
+def _by_tolerance(
+    sites: Sequence[Site],
+    format: Format,
+    tol: float | None,
+    compression: float | None,
+    left: dict[str, str],
+) -> dict[str, LowRankLayer]:
+    found = {}
+    for site in sites:
+        cls, options = counterpart(type(site.module), format)
+        layer = cls.like(site.module, rank=1, **options)
+        layer.take_over(site.module)
+        tensor = layer.layout.to_tensor(site.module.get_parameter("weight").detach())
+        try:
+            found[site.name] = layer, Decomposition.of(layer.manifold, tensor, layer.dense_numel)
+        except ValueError as error:
+            raise ValueError(f"{site.name}: {error}") from error
+    if compression is not None:
+        tol = tolerance_for(compression, [decomposition for _, decomposition in found.values()])
+    assert tol is not None
+    layers = {}
+    for name, (layer, decomposition) in found.items():
+        ranks = decomposition.ranks(tol)
+        stored = decomposition.stored(ranks)
+        if stored >= layer.dense_numel:
+            left[name] = f"it would get larger, {stored:,} numbers instead of {layer.dense_numel:,}"
+            continue
+        move_(layer.weight, *decomposition.truncation.to(ranks))
+        layers[name] = layer
+    return layers
+
+
+def _with_attention(sites: Sequence[Site], layers: dict[str, LowRankLayer]) -> dict[nn.Module, nn.Module]:
+    """What replaces what: a layer, or an attention layer with some projections low-rank."""
+    new: dict[nn.Module, nn.Module] = {}
+    for site in sites:
+        if site.name in layers:
+            if site.split is None:
+                new[site.owner] = layers[site.name]
+            else:
+                site.split.add_module(site.name.rpartition(".")[2], layers[site.name])
+                new[site.owner] = site.split
+    return new
+
+
+@torch.no_grad()
+def _row(site: Site, layer: LowRankLayer, start: Start) -> FactorizedLayer:
+    error = None
+    if start is Start.DECOMPOSE:
+        weight = site.module.get_parameter("weight")
+        norm = torch.linalg.vector_norm(weight).item()
+        error = torch.linalg.vector_norm(layer.dense_weight() - weight).item() / norm if norm else 0.0
+    return FactorizedLayer(
+        site.name,
+        layer.rank,
+        layer.manifold.size,
+        layer.dense_numel,
+        error,
+        layer.multiplications,
+        layer.dense_multiplications,
+    )

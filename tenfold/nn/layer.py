@@ -4,59 +4,20 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import geoopt
 import torch
 from torch import nn
 from typing_extensions import Self
 
-from tenfold.manifolds import LowRankManifold, TuckerManifold, is_low_rank, move_
+from tenfold.manifolds import TreeManifold, is_low_rank, move_
+from tenfold.nn.formats import Format, RankLike
+from tenfold.nn.layout import Layout
 from tenfold.nn.parameter import declare
 
-__all__ = ["LowRankLayer", "RankLike", "tucker_manifold"]
-
-RankLike: TypeAlias = int | float | Sequence[int]
-"""Ranks of a layer: a fraction in (0, 1] of every compressed mode, one number for all modes (both are
-lowered to what is feasible), or one number per mode (which must be feasible)."""
-
-
-def tucker_manifold(
-    shape: Sequence[int], rank: RankLike, modes: Sequence[int], inverse_free: bool = False
-) -> TuckerManifold:
-    """The Tucker manifold for a weight of the given shape.
-
-    Parameters
-    ----------
-    shape : sequence of int
-        Shape of the dense weight.
-    rank : int, float or sequence of int
-        See :data:`RankLike`.
-    modes : sequence of int
-        The compressed modes.
-    inverse_free : bool
-        Lift the manifold; see :meth:`~tenfold.manifolds.TreeManifold.lifted`.
-
-    Raises
-    ------
-    ValueError
-        If a fraction is not in (0, 1] or explicit ranks are not feasible.
-    """
-    lowest = TuckerManifold(shape, 1, modes)
-    if inverse_free:
-        lowest = lowest.lifted()
-    if isinstance(rank, Sequence):
-        return lowest.with_rank(rank)
-    if isinstance(rank, float):
-        if not 0 < rank <= 1:
-            raise ValueError(f"a rank given as a fraction must lie in (0, 1], got {rank}")
-        wanted = [math.ceil(rank * shape[m]) for m in modes]
-    else:
-        wanted = [rank] * len(modes)
-    if min(wanted, default=1) < 1:
-        raise ValueError(f"ranks must be at least 1, got {rank}")
-    return lowest.with_rank(lowest.tree.clip(lowest.shape, wanted))
+__all__ = ["LowRankLayer"]
 
 
 class LowRankLayer(nn.Module, abc.ABC):
@@ -68,19 +29,29 @@ class LowRankLayer(nn.Module, abc.ABC):
         The packed weight, shape ``(weight.manifold.size,)``.
     bias : torch.nn.Parameter or None
         Shape ``(out,)``.
+    format : Format
+        How the weight is stored.
+    layout : Layout
+        How the dense weight of the torch layer is read as the manifold's tensor.
     """
 
     weight: geoopt.ManifoldParameter
     bias: nn.Parameter | None
+    dense_type: type[nn.Module]
+    """The torch layer that this one stands for."""
+    formats: tuple[Format, ...] = tuple(Format)
+    """The formats that the layer knows."""
 
     def __init__(
         self,
-        manifold: LowRankManifold,
+        manifold: TreeManifold,
+        layout: Layout,
         bias: int | None,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ):
         super().__init__()
+        self.layout = layout
         declare(self, "weight", manifold, device=device, dtype=dtype)
         if bias is None:
             self.register_parameter("bias", None)
@@ -88,10 +59,41 @@ class LowRankLayer(nn.Module, abc.ABC):
             self.bias = nn.Parameter(torch.empty(bias, device=device, dtype=dtype))
         self.reset_parameters()
 
+    # Dense and back --------------------------------------------------------------------------
+
     @classmethod
     @abc.abstractmethod
+    def _arguments(cls, module: Any) -> dict[str, Any]:
+        """Arguments that make a layer of the same geometry, dense or not; without device and dtype."""
+
+    @classmethod
     def like(cls, module: nn.Module, *, rank: RankLike, **options: Any) -> Self:
-        """A new layer with the arguments of a dense one; its weights are drawn anew."""
+        """A new layer with the arguments of a dense one; its weights are drawn anew.
+
+        Parameters
+        ----------
+        module : torch.nn.Module
+            The dense layer.
+        rank : int, float or sequence of int
+            As in the constructor.
+        **options
+            Further arguments of the layer, for instance ``format``.
+
+        Raises
+        ------
+        TypeError
+            If ``module`` is not the layer's dense counterpart.
+        ValueError
+            If the layer cannot do what ``module`` does, or an argument does not fit.
+        """
+        if not isinstance(module, cls.dense_type):
+            raise TypeError(
+                f"{cls.__name__} needs a torch.nn.{cls.dense_type.__name__}, got {type(module).__name__}"
+            )
+        weight = module.get_parameter("weight")
+        arguments = {**cls._arguments(module), "rank": rank, **options}
+        layer = cls(**arguments, device=weight.device, dtype=weight.dtype)
+        return layer.train(module.training)
 
     @classmethod
     @torch.no_grad()
@@ -121,23 +123,52 @@ class LowRankLayer(nn.Module, abc.ABC):
         if (rank is None) == (tol is None):
             raise ValueError(f"give either rank or tol, got rank={rank} and tol={tol}")
         layer = cls.like(module, rank=1 if rank is None else rank, **options)
-        weight = module.get_parameter("weight").detach()
+        tensor = layer.layout.to_tensor(module.get_parameter("weight").detach())
         if tol is None:
-            layer.weight.copy_(layer.manifold.from_dense(weight))
+            layer.weight.copy_(layer.manifold.from_dense(tensor))
         else:
-            move_(layer.weight, *layer.manifold.approximate(weight, tol=tol))
-        if layer.bias is not None:
-            layer.bias.copy_(module.get_parameter("bias"))
+            move_(layer.weight, *layer.manifold.approximate(tensor, tol=tol))
+        layer.take_over(module)
         return layer
 
-    @abc.abstractmethod
+    @torch.no_grad()
+    def take_over(self, module: nn.Module) -> None:
+        """Copy the bias of a dense layer, and what of it is trained."""
+        if self.bias is not None:
+            self.bias.copy_(module.get_parameter("bias"))
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(module.get_parameter(name).requires_grad)
+
+    @torch.no_grad()
     def to_dense(self) -> nn.Module:
         """The dense layer that computes the same."""
+        dense = self.dense_type(**self._arguments(self), device=self.weight.device, dtype=self.weight.dtype)
+        dense.get_parameter("weight").copy_(self.dense_weight())
+        if self.bias is not None:
+            dense.get_parameter("bias").copy_(self.bias)
+        for name, parameter in self.named_parameters():
+            dense.get_parameter(name).requires_grad_(parameter.requires_grad)
+        return dense.train(self.training)
+
+    def dense_weight(self) -> torch.Tensor:
+        """The dense weight in the layout of the torch layer; differentiable."""
+        return self.layout.to_weight(self.manifold.to_dense(self.weight))
+
+    # Sizes -----------------------------------------------------------------------------------
 
     @property
-    def manifold(self) -> LowRankManifold:
-        """Where the weight lives now."""
-        return self.weight.manifold
+    def manifold(self) -> TreeManifold:
+        """Where the weight lives now.
+
+        A plain tensor in the place of the parameter, as ``torch.func.functional_call`` puts it there, lives
+        where the parameter lived.
+        """
+        weight = self.weight
+        if getattr(weight, "manifold", None) is None:
+            return self.__dict__["_declared"].manifold
+        if is_low_rank(weight) and self.__dict__.get("_declared") is not weight:
+            self.__dict__["_declared"] = weight
+        return weight.manifold
 
     @property
     def rank(self) -> tuple[int, ...]:
@@ -148,24 +179,24 @@ class LowRankLayer(nn.Module, abc.ABC):
     @property
     def dense_numel(self) -> int:
         """Number of entries of the dense weight."""
-        return self.manifold.dense_size
+        return math.prod(self.layout.weight)
 
     @property
     def compression(self) -> float:
         """``1 - stored / dense`` for the weight; negative where the factors are larger."""
         return 1.0 - self.manifold.size / self.dense_numel
 
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
-        """Conversions that make a new parameter (``to_empty``, a move to or from meta) keep the manifold."""
-        manifold, wanted = self.manifold, self.weight.requires_grad
-        super()._apply(fn, recurse)
-        if not is_low_rank(self.weight):
-            self.weight = geoopt.ManifoldParameter(self.weight.detach(), manifold, wanted)
-        return self
+    @property
+    @abc.abstractmethod
+    def multiplications(self) -> int:
+        """Multiplications of a forward pass, for one row, index or output position."""
 
-    def dense_weight(self) -> torch.Tensor:
-        """The dense weight in the layout of the torch layer; differentiable."""
-        return self.manifold.to_dense(self.weight)
+    @property
+    def dense_multiplications(self) -> int:
+        """What the dense layer needs where this one needs :attr:`multiplications`."""
+        return self.dense_numel
+
+    # Weights ---------------------------------------------------------------------------------
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -176,19 +207,32 @@ class LowRankLayer(nn.Module, abc.ABC):
         :meth:`~tenfold.manifolds.LowRankManifold.random` and the tensor is scaled to the Frobenius norm that
         the dense weight has, so the activations have the same variance at any rank.
         """
-        fan_in = self.dense_numel // self.manifold.shape[0]
-        x = self.manifold.random(*self.weight.shape, device=self.weight.device, dtype=self.weight.dtype)
-        radial = self.manifold.radial(x)
-        norm = math.sqrt(self.dense_numel / (3.0 * fan_in))
-        self.weight.copy_(x + (norm / self.manifold.norm(x, radial, keepdim=True) - 1.0) * radial)
+        fan_in = math.prod(self.layout.weight[1:])
+        self._draw(1.0, 3.0 * fan_in)
         if self.bias is not None:
             bound = 1.0 / math.sqrt(fan_in)
             nn.init.uniform_(self.bias, -bound, bound)
 
     @torch.no_grad()
-    def copy_to_dense(self, module: nn.Module) -> None:
-        """Write the dense weight and the bias into a torch layer of the same geometry."""
-        module.get_parameter("weight").copy_(self.dense_weight())
-        if self.bias is not None:
-            module.get_parameter("bias").copy_(self.bias)
-        module.train(self.training)
+    def _draw(self, numerator: float, denominator: float) -> None:
+        """Draw the weight anew, with the variance ``numerator / denominator`` of its dense entries."""
+        if self.weight.is_meta:
+            return
+        manifold = self.manifold
+        x = manifold.random(*self.weight.shape, device=self.weight.device, dtype=self.weight.dtype)
+        radial = manifold.radial(x)
+        norm = math.sqrt(manifold.dense_size * numerator / denominator)
+        self.weight.copy_(x + (norm / manifold.norm(x, radial, keepdim=True) - 1.0) * radial)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        """Conversions that make a new parameter (``to_empty``, a move to or from meta) keep the manifold."""
+        manifold, wanted = self.manifold, self.weight.requires_grad
+        super()._apply(fn, recurse)
+        if not is_low_rank(self.weight):
+            self.weight = geoopt.ManifoldParameter(self.weight.detach(), manifold, wanted)
+        self.__dict__["_declared"] = self.weight
+        return self
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], *arguments: Any) -> None:
+        super()._load_from_state_dict(state_dict, *arguments)
+        self.__dict__["_declared"] = self.weight

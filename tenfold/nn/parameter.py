@@ -67,7 +67,9 @@ def declare(
     >>> Bilinear()(torch.randn(3, 5), torch.randn(3, 6)).shape
     torch.Size([3, 7])
     """
-    if point is None:
+    if point is None and device is not None and torch.device(device).type == "meta":
+        point = torch.empty(manifold.size, device=device, dtype=dtype)  # to draw nothing takes its time too
+    elif point is None:
         point = manifold.random(device=device, dtype=dtype)
     parameter = geoopt.ManifoldParameter(point, manifold=manifold)
     module.register_parameter(name, parameter)

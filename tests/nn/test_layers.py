@@ -79,23 +79,6 @@ def test_gradients_equal_those_of_the_dense_layer(name, inverse_free):
     )
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_gradcheck(name):
-    make, x = LAYERS[name]
-    layer = make()
-    arguments = (x[:2].clone().requires_grad_(), layer.weight.detach().clone().requires_grad_())
-    assert torch.autograd.gradcheck(
-        lambda data, weight: torch.func.functional_call(layer, {"weight": _on(weight, layer)}, (data,)),
-        arguments,
-    )
-
-
-def _on(weight, layer):
-    """A plain tensor that knows the manifold, as the layer expects of its weight."""
-    weight.manifold = layer.manifold
-    return weight
-
-
 @pytest.mark.parametrize("rank", [1, 2, 4, 16, 64])
 @pytest.mark.parametrize("kind", ["conv", "linear"])
 def test_initial_variance_is_that_of_the_dense_layer(kind, rank):

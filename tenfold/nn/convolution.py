@@ -1,0 +1,146 @@
+"""What convolutions with a low-rank kernel share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tenfold.nn.formats import Format, RankLike
+from tenfold.nn.layer import LowRankLayer
+from tenfold.nn.stages import Stage, kernel_manifold, stages
+
+__all__ = ["Convolution"]
+
+
+class Convolution(LowRankLayer):
+    """Base of the convolutions, whose kernel ``[out, in, *window]`` is a low-rank tensor.
+
+    The layer is a sequence of smaller convolutions (:meth:`stages`); the dense kernel is
+    never built. The geometry of each axis is applied by the one that moves along it.
+
+    Parameters
+    ----------
+    geometry : torch.nn.Module
+        A dense convolution of the same arguments; its weights are not read.
+    rank, format, modes, inverse_free, device, dtype
+        As for :class:`Conv2d`.
+
+    Attributes
+    ----------
+    in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode
+        As those of the torch layer.
+    """
+
+    dense_type: type[nn.modules.conv._ConvNd]
+    channels = (0, 1)
+    """The axes of the weight for output and input channels."""
+
+    def __init__(
+        self,
+        geometry: nn.modules.conv._ConvNd,
+        rank: RankLike,
+        format: Format | str,
+        modes: Sequence[int] | None,
+        inverse_free: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ):
+        self.format = Format(format)
+        manifold, layout = kernel_manifold(
+            self.format, tuple(geometry.weight.shape), self.channels, rank, modes, inverse_free
+        )
+        bias = None if geometry.bias is None else geometry.out_channels
+        super().__init__(manifold, layout, bias, device, dtype)
+        self.in_channels, self.out_channels = geometry.in_channels, geometry.out_channels
+        self.kernel_size, self.stride, self.dilation = (
+            geometry.kernel_size,
+            geometry.stride,
+            geometry.dilation,
+        )
+        self.padding, self.padding_mode, self.groups = geometry.padding, geometry.padding_mode, 1
+        self.output_padding, self.transposed = geometry.output_padding, geometry.transposed
+        self._reversed_padding_repeated_twice = geometry._reversed_padding_repeated_twice
+
+    @classmethod
+    def _geometry(cls, groups: int, **arguments: Any) -> nn.modules.conv._ConvNd:
+        """The dense layer on the meta device: torch checks the arguments, and it costs nothing."""
+        if groups != 1:
+            raise ValueError(
+                f"{cls.__name__} supports groups=1 only, got groups={groups}: the kernel of a group is small "
+                "already, and the groups would not share their factors"
+            )
+        return cls.dense_type(**arguments, device="meta")
+
+    @property
+    def spatial(self) -> int:
+        """Number of spatial axes."""
+        return len(self.kernel_size)
+
+    def stages(self) -> list[Stage]:
+        """The convolutions that the layer does, first to last; differentiable."""
+        return stages(self.manifold, self.weight, self.layout.weight, self.channels)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Shape ``([b,] in_channels, *space)`` to ``([b,] out_channels, *space')``."""
+        *chain, last = self.stages()
+        for stage in chain:
+            input = self._convolve(input, stage, None)
+        return self._convolve(input, last, self.bias)
+
+    def _convolve(self, input: torch.Tensor, stage: Stage, bias: torch.Tensor | None) -> torch.Tensor:
+        convolve = (F.conv1d, F.conv2d, F.conv3d)[self.spatial - 1]
+        if not stage.axes:
+            return convolve(input, stage.kernel, bias)
+        padding: Any = self.padding
+        if self.padding_mode != "zeros":
+            # Both ends of an axis, the last axis first, as torch.nn.functional.pad wants them.
+            ends = list(self._reversed_padding_repeated_twice)
+            for axis in range(self.spatial):
+                if axis not in stage.axes:
+                    first = 2 * (self.spatial - 1 - axis)
+                    ends[first : first + 2] = [0, 0]
+            input, padding = F.pad(input, ends, mode=self.padding_mode), 0
+        elif not isinstance(padding, str):
+            padding = self._along(stage.axes, padding, 0)
+        stride, dilation = self._along(stage.axes, self.stride, 1), self._along(stage.axes, self.dilation, 1)
+        return convolve(input, stage.kernel, bias, stride, padding, dilation)
+
+    def _along(self, axes: Sequence[int], values: Sequence[int], otherwise: int) -> tuple[int, ...]:
+        return tuple(value if axis in axes else otherwise for axis, value in enumerate(values))
+
+    @classmethod
+    def _arguments(cls, module: Any) -> dict[str, Any]:
+        names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+        arguments = {name: getattr(module, name) for name in names}
+        return {**arguments, "padding_mode": module.padding_mode, "bias": module.bias is not None}
+
+    @property
+    @torch.no_grad()
+    def multiplications(self) -> int:
+        total, done = 0, [False] * self.spatial
+        for stage in self.stages():
+            for axis in stage.axes:
+                done[axis] = True
+            # Where an axis is not yet strided, there are more positions than in the output.
+            positions = math.prod(s for s, over in zip(self.stride, done, strict=True) if not over)
+            total += stage.kernel.numel() * positions
+        return total
+
+    def extra_repr(self) -> str:
+        parts = [
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        ]
+        if self.padding not in ((0,) * self.spatial, 0):
+            parts.append(f"padding={self.padding}")
+        if self.dilation != (1,) * self.spatial:
+            parts.append(f"dilation={self.dilation}")
+        if self.bias is None:
+            parts.append("bias=False")
+        if self.padding_mode != "zeros":
+            parts.append(f"padding_mode={self.padding_mode}")
+        return ", ".join([*parts, f"format={self.format.value}, rank={self.rank}"])
