@@ -33,6 +33,8 @@ html_title = f"tenfold {release}"
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
+# Optional dependencies, which building the pages does not need.
+autodoc_mock_imports = ["lightning", "transformers", "torch.utils.tensorboard"]
 autodoc_default_options = {
     "members": True,
     "member-order": "bysource",
@@ -47,7 +49,7 @@ nitpick_ignore_regex = [
     (
         "py:.*",
         r"(torch|geoopt|collections|typing|typing_extensions|pathlib|fnmatch|numpy|abc|enum|os"
-        r"|hypothesis|st|_?pytest|scipy)\b.*",
+        r"|hypothesis|st|_?pytest|scipy|lightning|transformers)\b.*",
     ),
     # Aliases of types, and generics that autodoc takes for names.
     ("py:class", r"tenfold\..*\._\w+|Embedding|RankBound|Tree|list\[tuple\[int"),

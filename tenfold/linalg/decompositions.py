@@ -59,7 +59,23 @@ def qr(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def triangular_factor(matrix: torch.Tensor) -> torch.Tensor:
-    """The R of :func:`qr`, without Q and for half of the price; same argument and errors."""
+    """The R of :func:`qr`, without Q and for half of the price.
+
+    Parameters
+    ----------
+    matrix : torch.Tensor
+        Shape ``(*batch, m, n)``, float32 or float64.
+
+    Returns
+    -------
+    torch.Tensor
+        Upper triangular with a non-negative diagonal, shape ``(*batch, min(m, n), n)``.
+
+    Raises
+    ------
+    TypeError
+        If the matrix is neither float32 nor float64.
+    """
     _check(matrix, "qr")
     r = torch.linalg.qr(matrix.detach(), mode="r").R
     return r * _signs(r.diagonal(dim1=-2, dim2=-1)).unsqueeze(-1)

@@ -92,7 +92,7 @@ class LowRankManifoldTestCase:
             metafunc.parametrize("id", [id for id in CHECKS if id in self.checks])
 
     def test_property(self, id: str) -> None:
-        """One check on :attr:`examples` examples that it applies to."""
+        """One check on ``examples`` examples that it applies to."""
         if id in self.exempt:
             pytest.skip(self.exempt[id])
         measured, reason = self.measure(id)
@@ -110,7 +110,7 @@ class LowRankManifoldTestCase:
         Returns
         -------
         measured : list of Sample
-            The examples on which it held, at most :attr:`examples`.
+            The examples on which it held, at most ``examples``.
         reason : str
             Why it did not apply to the others.
 
