@@ -163,7 +163,14 @@ def _add_inspect(commands: argparse._SubParsersAction[_Parser]) -> None:
         description="Print, for each unfolding of each weight in a file, its condition number, how many "
         "singular values hold 50, 90 and 99 percent of the squared norm, and the rank at a tolerance.",
     )
-    _add_file_and_format(parser)
+    parser.add_argument(
+        "file",
+        type=Path,
+        metavar="FILE",
+        help="state dictionary of torch.save or safetensors, or a checkpoint that holds one; "
+        "no code in it is run",
+    )
+    _add_format(parser)
     parser.add_argument(
         "--tol", type=_tolerance, default=0.1, help="relative error of a weight (default: 0.1)"
     )
@@ -172,11 +179,17 @@ def _add_inspect(commands: argparse._SubParsersAction[_Parser]) -> None:
 def _add_compress(commands: argparse._SubParsersAction[_Parser]) -> None:
     parser = commands.add_parser(
         "compress",
-        help="decompose the weights in a file",
-        description="Decompose the weights of linear layers and convolutions in a file and write a state "
-        "dictionary that loads into the model after tenfold.nn.factorize(model, format=...).",
+        help="decompose the weights in a file or of a model",
+        description="Decompose the weights of linear layers and convolutions in a file or of a model, and "
+        "write a state dictionary that loads into the model after tenfold.nn.factorize(model, format=...).",
     )
-    _add_file_and_format(parser)
+    parser.add_argument(
+        "model",
+        metavar="FILE|MODULE:NAME",
+        help="state dictionary of torch.save or safetensors, or a checkpoint that holds one (no code in it "
+        "is run); or what makes a model, for instance 'my_models:Net(10)'",
+    )
+    _add_format(parser)
     how = parser.add_mutually_exclusive_group(required=True)
     how.add_argument("--rank", type=_rank, help="a fraction in (0, 1] of each mode, or a number")
     how.add_argument("--tol", type=_tolerance, help="relative error of each weight, in [0, 1)")
@@ -190,14 +203,7 @@ def _add_compress(commands: argparse._SubParsersAction[_Parser]) -> None:
     )
 
 
-def _add_file_and_format(parser: _Parser) -> None:
-    parser.add_argument(
-        "file",
-        type=Path,
-        metavar="FILE",
-        help="state dictionary of torch.save or safetensors, or a checkpoint that holds one; "
-        "no code in it is run",
-    )
+def _add_format(parser: _Parser) -> None:
     parser.add_argument(
         "--format", choices=FORMATS, default="tucker", help="format of the weights (default: tucker)"
     )

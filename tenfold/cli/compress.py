@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
+from torch import nn
+
+from tenfold.cli.expression import evaluate
 from tenfold.cli.weights_file import dense_layers, read_weights, write_weights
 from tenfold.nn import factorize
 
 
 def compress_command(options: argparse.Namespace) -> int:
-    """Decompose the weights in a file, write them to another and print what was done.
+    """Decompose the weights in a file or of a model, write them to a file and print what was done.
 
     The new file holds the state dictionary of the model after ``tenfold.nn.factorize(model, format=...)``.
 
@@ -28,13 +32,23 @@ def compress_command(options: argparse.Namespace) -> int:
     ValueError, OSError
         A mistake of the user, in one line.
     """
-    state = read_weights(options.file)
-    out = options.out or options.file.with_name(f"{options.file.stem}-{options.format}{options.file.suffix}")
-    if out.resolve() == options.file.resolve():
-        raise ValueError(f"--out {out} is the file that is read")
+    source = Path(options.model)
+    named = ":" in options.model and not source.exists()
+    if named:
+        model = evaluate(options.model, "a model")
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"{options.model!r} is {type(model).__name__}, not a torch.nn.Module")
+        if options.out is None:
+            raise ValueError("--out FILE is needed for a model that is named by MODULE:NAME")
+        state, out = {}, options.out
+    else:
+        state = read_weights(source)
+        model = dense_layers(state)
+        out = options.out or source.with_name(f"{source.stem}-{options.format}{source.suffix}")
+        if out.resolve() == source.resolve():
+            raise ValueError(f"--out {out} is the file that is read")
     if not out.parent.is_dir():
         raise FileNotFoundError(f"the folder of --out {out} does not exist")
-    model = dense_layers(state)
     report = factorize(
         model,
         format=options.format,
@@ -45,7 +59,7 @@ def compress_command(options: argparse.Namespace) -> int:
         exclude=options.exclude or (),
     )
     if not report.layers and not report.left:
-        raise ValueError(f"{options.file} holds no weight of a linear layer or a convolution")
+        raise ValueError(f"{options.model} holds no weight of a linear layer or a convolution")
     state.update(model.state_dict())
     write_weights(out, state)
     print(report)

@@ -71,6 +71,40 @@ def test_compress_names_the_new_file_after_the_format(file, capsys):
     assert "compression of the factorized weights" in capsys.readouterr().out
 
 
+def test_a_model_is_named_by_what_makes_it(tmp_path, capsys):
+    name, out = "torch.nn:Sequential(Embedding(40, 12), Linear(12, 30))", tmp_path / "small.pt"
+    torch.manual_seed(0)
+    how = ["--format", "fixed-rank", "--rank", "3"]
+    assert main(["compress", name, *how, "--out", str(out)]) == 0
+    assert "compression of the factorized weights" in capsys.readouterr().out
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(40, 12), nn.Linear(12, 30))
+    factorize(model, format="fixed-rank", rank=3)
+    saved = torch.load(out, weights_only=True)
+    assert saved.keys() == model.state_dict().keys()
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(saved[key], value)
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "message"),
+    [
+        ("torch.nn:Linear(3, 4)", [], "--out FILE is needed"),
+        ("torch.nn:Linear(3)", ["--out", "x.pt"], "cannot make"),
+        ("torch:float32", ["--out", "x.pt"], "not a torch.nn.Module"),
+        ("no_such_module:Net", ["--out", "x.pt"], "cannot import"),
+        ("torch.nn:ReLU", ["--out", "x.pt"], "no weight"),
+    ],
+)
+def test_mistakes_in_the_name_of_a_model(tmp_path, monkeypatch, capsys, name, more, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["compress", name, "--rank", "2", *more]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("contents", "more", "message"),
     [
