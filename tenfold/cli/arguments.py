@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from tenfold import __version__
+from tenfold.cli.evidence_arguments import add_report, add_sweep
 from tenfold.experiments.combinations import METHODS, OPTIMIZERS
 from tenfold.experiments.config import DATA_SETS, MODELS, SCHEDULES
 
@@ -23,7 +24,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     Returns
     -------
     argparse.Namespace
-        With ``command`` (``"train"``, ``"compare"`` or ``"check"``) and the options of that command; options
+        With ``command`` (``"train"``, ``"compare"``, …) and the options of that command; options
         of a run (:class:`~tenfold.experiments.config.TrainConfig`) only where they were given.
 
     Raises
@@ -39,6 +40,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     _add_train(commands)
     _add_compare(commands)
     _add_check(commands)
+    add_sweep(commands)
+    add_report(commands)
     return parser.parse_args(arguments)
 
 

@@ -33,6 +33,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from tenfold.cli.check import check_command
 
             return check_command(options)
+        if options.command == "sweep":
+            from tenfold.cli.sweep import sweep_command
+
+            return sweep_command(options)
+        if options.command == "report":
+            from tenfold.cli.report import report_command
+
+            return report_command(options)
         from tenfold.cli.compare import compare_command
 
         return compare_command(options)

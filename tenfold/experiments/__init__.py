@@ -12,5 +12,7 @@ imports nothing, so that the command line answers ``--help`` without waiting for
 - :mod:`~tenfold.experiments.training`, :mod:`~tenfold.experiments.checkpoint`: the loop, and how it goes on
 - :mod:`~tenfold.experiments.metrics`, :mod:`~tenfold.experiments.compression`: what is measured
 - :mod:`~tenfold.experiments.runs`, :mod:`~tenfold.experiments.comparison`: finished runs
+- :mod:`~tenfold.experiments.grid`, :mod:`~tenfold.experiments.sweep`: many runs, from one file
+- :mod:`~tenfold.experiments.result`, :mod:`~tenfold.experiments.evidence`: their lines, tables and figures
 - :mod:`~tenfold.experiments.report`, :mod:`~tenfold.experiments.plots`: runs as tables and pictures
 """

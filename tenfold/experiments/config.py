@@ -21,8 +21,9 @@ DATA_SETS = ("digits", "mnist", "cifar10")
 MODELS = ("lenet5", "vgg-small", "vgg16", "alexnet", "resnet18")
 SCHEDULES = ("one-cycle", "cosine", "constant")
 
-# Where a run takes place, not what it computes: the only fields a resumed run may change.
-_PLACE_FIELDS = ("data_dir", "device")
+PLACE_FIELDS = ("data_dir", "device")
+"""Where a run takes place, not what it computes: the only fields a resumed run may change."""
+
 _LOW_RANK_DEFAULTS: dict[str, Any] = {"rank": 0.5, "tau": 0.15, "adapt_every": 10, "damping": 0.05}
 _OF_SOME_METHODS = (*_LOW_RANK_DEFAULTS, "compression", "decay")
 _ADAPTIVE_LR = 0.005  # of the adaptive optimizers, whatever the data
@@ -230,7 +231,7 @@ class TrainConfig:
 
     def differences(self, other: TrainConfig) -> list[tuple[str, Any, Any]]:
         """Fields in which two runs would compute something else, as (name, here, there)."""
-        names = [field.name for field in fields(self) if field.name not in _PLACE_FIELDS]
+        names = [field.name for field in fields(self) if field.name not in PLACE_FIELDS]
         return [
             (n, getattr(self, n), getattr(other, n)) for n in names if getattr(self, n) != getattr(other, n)
         ]

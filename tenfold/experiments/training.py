@@ -26,6 +26,7 @@ from tenfold.experiments.report import write_report
 from tenfold.experiments.runs import CHECKPOINT, METRICS, RANKS_PLOT, REPORT, Run, write_config
 
 _EVALUATION_BATCH = 500
+_NOT_FINITE = ("nothing was changed", "NaN or infinity")  # in the words of optimizers on manifolds
 _STEPS_BETWEEN_LOOKS = 20  # on devices where reading a number waits for all the work before it
 
 
@@ -195,7 +196,15 @@ def _step(state: TrainingState, images: Tensor, labels: Tensor) -> Tensor:
     loss = nn.functional.cross_entropy(logits.float(), labels)
     state.optimizer.zero_grad()
     loss.backward()
-    state.optimizer.step()
+    try:
+        state.optimizer.step()
+    except (ValueError, torch.linalg.LinAlgError) as error:
+        if isinstance(error, ValueError) and not any(words in str(error) for words in _NOT_FINITE):
+            raise
+        raise Diverged(
+            f"{error}: training diverged in step {state.step + 1}; "
+            f"try a learning rate below {state.config.lr:g}"
+        ) from error
     state.scheduler.step()
     state.step += 1
     return loss.detach()
