@@ -82,7 +82,8 @@ def plot_rank_evolution(path: Path, group: Sequence[Setting]) -> None:
             panel.set_ylim(bottom=0)
     for panel in panels[len(layers) :]:
         panel.set_visible(False)
-    figure.supxlabel("step")
+    for panel in panels[: len(layers)]:
+        panel.set_xlabel("step")
     figure.supylabel("largest rank")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize="x-small")
@@ -104,7 +105,8 @@ def plot_robustness(path: Path, group: Sequence[Setting]) -> None:
         panel.set_yscale("log")
         panel.set_title("no decay" if decay == 1 else f"decay {decay:g}", fontsize="medium")
         panel.grid(alpha=0.3)
-    figure.supxlabel("step")
+    for panel in panels:
+        panel.set_xlabel("step")
     figure.supylabel("training loss")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize="x-small")
