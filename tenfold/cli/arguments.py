@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from tenfold import __version__
-from tenfold.experiments.config import DATA_SETS, METHODS, MODELS, SCHEDULES
+from tenfold.cli.evidence_arguments import add_report, add_sweep
+from tenfold.experiments.combinations import METHODS, OPTIMIZERS
+from tenfold.experiments.config import DATA_SETS, MODELS, SCHEDULES
 
 FORMATS = ("tucker", "fixed-rank", "tensor-train")  # tenfold.nn.Format, without waiting for torch
 
@@ -24,9 +26,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     Returns
     -------
     argparse.Namespace
-        With ``command`` (``"train"``, ``"compare"``, ``"check"``, ``"inspect"`` or ``"compress"``) and the
-        options of that command; options of a run
-        (:class:`~tenfold.experiments.config.TrainConfig`) only where they were given.
+        With ``command`` (``"train"``, ``"compare"``, …) and the options of that command; options
+        of a run (:class:`~tenfold.experiments.config.TrainConfig`) only where they were given.
 
     Raises
     ------
@@ -43,6 +44,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     _add_check(commands)
     _add_inspect(commands)
     _add_compress(commands)
+    add_sweep(commands)
+    add_report(commands)
     return parser.parse_args(arguments)
 
 
@@ -58,7 +61,8 @@ def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
     what.add_argument("--data", choices=DATA_SETS, help="data set (default: digits, which needs no files)")
     what.add_argument("--data-dir", metavar="DIR", help="folder of mnist, cifar10 (default: $TENFOLD_DATA)")
     what.add_argument("--model", choices=MODELS, help="network (default: lenet5)")
-    what.add_argument("--method", choices=METHODS, help="how weights are stored and moved (default: tucker)")
+    what.add_argument("--method", choices=METHODS, help="how weights are stored (default: tucker)")
+    what.add_argument("--optimizer", choices=OPTIMIZERS, help="how weights are moved (default: sgd)")
 
     low_rank = parser.add_argument_group("low rank")
     low_rank.add_argument(
@@ -71,6 +75,18 @@ def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
         "--rank",
         type=_rank,
         help="rank at the start: a fraction in (0, 1] of each mode, or a number (default: 0.5)",
+    )
+    low_rank.add_argument(
+        "--compression",
+        type=float,
+        metavar="C",
+        help="in [0, 1), instead of --rank, and to prune: 1 - stored / dense over the layers concerned",
+    )
+    low_rank.add_argument(
+        "--decay",
+        type=float,
+        metavar="D",
+        help="start with singular values that fall by this factor, at least 1, from one to the next",
     )
     low_rank.add_argument(
         "--adapt-every",
@@ -106,7 +122,7 @@ def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
         type=Path,
         metavar="DIR",
         default=None,
-        help="folder of the run (default: runs/DATA-MODEL-METHOD)",
+        help="folder of the run (default: runs/DATA-MODEL-METHOD, with the optimizer if it is not sgd)",
     )
     where.add_argument(
         "--resume",

@@ -45,8 +45,10 @@ class Lines(Observer):
             f"epoch {record.epoch:{width}} of {self._epochs}  loss {record.train_loss:.4f}  "
             f"test {100 * record.test_accuracy:.2f} %  {1000 * record.seconds_per_step:.1f} ms/step"
         )
+        if record.ranks or record.compression_factored:
+            line += f"  compression {percent(record.compression_factored)}"
         if record.ranks:
-            line += f"  compression {percent(record.compression_factored)}  ranks {brief_ranks(record.ranks)}"
+            line += f"  ranks {brief_ranks(record.ranks)}"
         self._print(line)
 
     def noted(self, message: str) -> None:
@@ -85,8 +87,10 @@ class Bar(Lines):
     def stepped(self, step: Step) -> None:
         """Move the bar."""
         state = f"loss {step.loss:.3f}{self._accuracy}"
+        if step.ranks or step.compression.factored:
+            state += f"  compression {percent(step.compression.factored)}"
         if step.ranks:
-            state += f"  compression {percent(step.compression.factored)}  ranks {brief_ranks(step.ranks)}"
+            state += f"  ranks {brief_ranks(step.ranks)}"
         assert self._task is not None  # started() comes first
         done = (step.epoch - 1) * self._steps_per_epoch + step.step
         self.progress.update(

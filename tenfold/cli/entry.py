@@ -41,6 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from tenfold.cli.compress import compress_command
 
             return compress_command(options)
+        if options.command == "sweep":
+            from tenfold.cli.sweep import sweep_command
+
+            return sweep_command(options)
+        if options.command == "report":
+            from tenfold.cli.report import report_command
+
+            return report_command(options)
         from tenfold.cli.compare import compare_command
 
         return compare_command(options)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-_EXTRAS = ("sklearn", "matplotlib", "rich")
+_EXTRAS = ("sklearn", "matplotlib", "rich", "yaml")
 
 
 def exit_code_of(action: Callable[[], int]) -> int:

@@ -67,7 +67,8 @@ def train_command(options: argparse.Namespace) -> int:
 
 def _default_folder(given: dict[str, object]) -> Path:
     config = TrainConfig.recipe(**given)
-    return Path("runs") / f"{config.data}-{config.model}-{config.method}"
+    optimizer = "" if config.optimizer == "sgd" else f"-{config.optimizer}"
+    return Path("runs") / f"{config.data}-{config.model}-{config.method}{optimizer}"
 
 
 def _config(given: dict[str, object], folder: Path, resume: bool) -> TrainConfig:

@@ -6,14 +6,29 @@ import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from tenfold.experiments.combinations import (
+    METHODS,
+    OPTIMIZERS,
+    choices_of,
+    dense_counterpart,
+    is_adaptive,
+    is_pruned,
+    moves_on_the_beat,
+    optimizers_of,
+)
+
 DATA_SETS = ("digits", "mnist", "cifar10")
 MODELS = ("lenet5", "vgg-small", "vgg16", "alexnet", "resnet18")
-METHODS = ("tucker", "dense")
 SCHEDULES = ("one-cycle", "cosine", "constant")
 
-# Where a run takes place, not what it computes: the only fields a resumed run may change.
-_PLACE_FIELDS = ("data_dir", "device")
+PLACE_FIELDS = ("data_dir", "device")
+"""Where a run takes place, not what it computes: the only fields a resumed run may change."""
+
 _LOW_RANK_DEFAULTS: dict[str, Any] = {"rank": 0.5, "tau": 0.15, "adapt_every": 10, "damping": 0.05}
+_OF_SOME_METHODS = (*_LOW_RANK_DEFAULTS, "compression", "decay")
+_ADAPTIVE_LR = 0.005  # of the adaptive optimizers, whatever the data
+# Fields that runs of earlier versions do not have, with what they did.
+_ADDED_LATER: dict[str, Any] = {"optimizer": "sgd", "compression": None, "decay": None}
 _RECIPES: dict[str, dict[str, Any]] = {
     "digits": {"epochs": 20, "batch_size": 32, "lr": 0.05, "tau": 0.15},
     "mnist": {"epochs": 5, "batch_size": 64, "lr": 0.05, "tau": 0.2},
@@ -31,28 +46,45 @@ class TrainConfig:
         Data set; all but ``"digits"`` are read from `data_dir`.
     model : {"lenet5", "vgg-small", "vgg16", "alexnet", "resnet18"}
         Network.
-    method : {"tucker", "dense"}
-        ``"tucker"`` puts convolution and linear weights on Tucker manifolds, ``"dense"`` leaves them alone.
+    method : str
+        How weights are stored. ``"tucker"`` puts convolution and linear weights on Tucker manifolds,
+        ``"dense"`` leaves them alone. ``"loose-tucker"``, ``"loose-cp"``, ``"loose-tt"`` and
+        ``"loose-matrix"`` keep factors as plain parameters (:mod:`tenfold.experiments.loose`);
+        ``"prune-snip"``, ``"prune-grasp"`` and ``"prune-magnitude"`` keep a part of the dense weights
+        (:mod:`tenfold.experiments.pruning`).
+    optimizer : {"sgd", "adamw", "muon", "tdlrt", "tdlrt-adamw"}
+        How weights move; the last three are for ``"tucker"`` only.
     rank : float or int, optional
-        Rank at the start, a fraction in (0, 1] of each compressed mode or a number. Not for ``"dense"``.
+        Rank at the start, a fraction in (0, 1] of the full rank or a number. For ``"tucker"`` and the loose
+        methods.
+    compression : float, optional
+        In [0, 1): 1 − stored / dense over the factored or pruned layers. For the factored methods instead of
+        `rank`: every layer starts at the largest fraction of its full rank that gives it. Without `tau`, the
+        ranks of ``"tucker"`` are then redistributed among the layers at this compression.
+    decay : float, optional
+        At least 1: the weights of the factored layers start with singular values in the proportion
+        1, 1 / decay, 1 / decay², … (:mod:`tenfold.experiments.decay`). For ``"tucker"`` and the loose
+        methods.
     tau : float, optional
-        Relative truncation tolerance in [0, 1): the larger, the smaller the ranks. Not for ``"dense"``.
+        Relative truncation tolerance in [0, 1): the larger, the smaller the ranks. For ``"tucker"``.
     adapt_every : int, optional
-        Steps between two rank decisions; 0 keeps the ranks of the start. Not for ``"dense"``.
+        Steps between two rank decisions; 0 keeps the ranks of the start. For ``"tucker"``; at least 1 for
+        ``"tdlrt"`` and ``"tdlrt-adamw"``.
     damping : float, optional
         At least 0: how far the steps between rank decisions are damped in the directions of small singular
-        values, so that they are made of matrix products only; 0 takes the exact geometry. Not for
-        ``"dense"``.
+        values, so that they are made of matrix products only; 0 takes the exact geometry. For ``"tucker"``
+        moved by ``"sgd"``, ``"adamw"`` or ``"muon"``.
     factorize_all : bool
-        Also factorise the first convolution and the last linear layer. Not for ``"dense"``.
+        Also factorise or prune the first convolution and the last linear layer. Not for ``"dense"``.
     epochs, batch_size : int
         Passes through the training images, and images in a step.
     lr : float
         Learning rate at the top of the schedule.
     momentum : float
-        In [0, 1).
+        In [0, 1); the first of the two betas of ``"adamw"`` and ``"tdlrt-adamw"``.
     weight_decay : float
-        At least 0, added to the gradient as in :class:`torch.optim.SGD`.
+        At least 0, added to the gradient as in :class:`torch.optim.SGD`, or decoupled as in
+        :class:`torch.optim.AdamW`.
     schedule : {"one-cycle", "cosine", "constant"}
         Learning rate over the steps.
     seed : int
@@ -67,8 +99,8 @@ class TrainConfig:
     Raises
     ------
     ValueError
-        A field is out of its range, or a field of the low-rank methods is given to the dense one. The message
-        names the field.
+        A field is out of its range, or has no effect on the method or the optimizer. The message names the
+        field.
     TypeError
         A field is of the wrong type.
     """
@@ -76,7 +108,10 @@ class TrainConfig:
     data: str = "digits"
     model: str = "lenet5"
     method: str = "tucker"
+    optimizer: str = "sgd"
     rank: float | int | None = None
+    compression: float | None = None
+    decay: float | None = None
     tau: float | None = None
     adapt_every: int | None = None
     damping: float | None = None
@@ -105,8 +140,11 @@ class TrainConfig:
         if unknown:
             raise TypeError(f"a run has no field {', '.join(unknown)}")
         recipe = dict(_RECIPES.get(given.get("data", "digits"), {}))
-        if given.get("method") == "dense":
-            recipe = {name: value for name, value in recipe.items() if name not in _LOW_RANK_DEFAULTS}
+        method, optimizer = given.get("method", "tucker"), given.get("optimizer", "sgd")
+        if is_adaptive(optimizer):
+            recipe["lr"] = _ADAPTIVE_LR
+        if "tau" not in choices_of(method, optimizer) or given.get("compression") is not None:
+            recipe.pop("tau", None)
         return cls(**{**recipe, **given})
 
     def __post_init__(self) -> None:
@@ -114,6 +152,7 @@ class TrainConfig:
             ("data", DATA_SETS),
             ("model", MODELS),
             ("method", METHODS),
+            ("optimizer", OPTIMIZERS),
             ("schedule", SCHEDULES),
         ):
             if getattr(self, name) not in allowed:
@@ -136,35 +175,63 @@ class TrainConfig:
                 raise ValueError(f"{name} must be {wanted}, not {getattr(self, name)!r}")
 
     def _check_low_rank_fields(self) -> None:
-        if self.method == "dense":
-            given = [name for name in _LOW_RANK_DEFAULTS if getattr(self, name) is not None]
-            given += ["factorize_all"] if self.factorize_all else []
-            if given:
-                raise ValueError(f"{', '.join(given)} has no effect on the method 'dense'")
-            return
+        if self.optimizer not in optimizers_of(self.method):
+            raise ValueError(
+                f"optimizer must be one of {', '.join(optimizers_of(self.method))} for the method "
+                f"{self.method!r}, not {self.optimizer!r}"
+            )
+        self._check_nothing_is_ignored()
+        choices = choices_of(self.method, self.optimizer)
+        replaced = ("rank", "tau") if self.compression is not None else ()
         for name, default in _LOW_RANK_DEFAULTS.items():
-            if getattr(self, name) is None:
+            if name in choices and name not in replaced and getattr(self, name) is None:
                 object.__setattr__(self, name, default)
-        rank, tau = self.rank, self.tau
+        if is_pruned(self.method) and self.compression is None:
+            raise ValueError(f"compression is needed by the method {self.method!r}: a number in [0, 1)")
+        rank = self.rank
         whole = isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1
-        if not whole and not (isinstance(rank, float) and 0 < rank <= 1):
+        if rank is not None and not whole and not (isinstance(rank, float) and 0 < rank <= 1):
             raise ValueError(
                 f"rank must be a fraction in (0, 1] or a whole number of at least 1, not {rank!r}"
             )
-        if not (_is_number(tau) and 0 <= tau < 1):  # type: ignore[operator]
-            raise ValueError(f"tau must be a number in [0, 1), not {tau!r}")
-        _check_integer("adapt_every", self.adapt_every, 0)
-        if not (_is_number(self.damping) and self.damping >= 0):  # type: ignore[operator]
+        for name in ("tau", "compression"):
+            value = getattr(self, name)
+            if value is not None and not (_is_number(value) and 0 <= value < 1):
+                raise ValueError(f"{name} must be a number in [0, 1), not {value!r}")
+        if self.adapt_every is not None:
+            _check_integer("adapt_every", self.adapt_every, 0)
+            if moves_on_the_beat(self.optimizer) and self.adapt_every == 0:
+                raise ValueError(
+                    f"adapt_every must be at least 1 for the optimizer {self.optimizer!r}, which moves bases "
+                    "in these steps only"
+                )
+        if self.damping is not None and not (_is_number(self.damping) and self.damping >= 0):
             raise ValueError(f"damping must be a number, at least 0, not {self.damping!r}")
+        if self.decay is not None and not (_is_number(self.decay) and self.decay >= 1):
+            raise ValueError(f"decay must be a number, at least 1, not {self.decay!r}")
+
+    def _check_nothing_is_ignored(self) -> None:
+        given = [name for name in _OF_SOME_METHODS if getattr(self, name) is not None]
+        given += ["factorize_all"] if self.factorize_all else []
+        by_method = frozenset[str]().union(*(choices_of(self.method, o) for o in optimizers_of(self.method)))
+        ignored = [name for name in given if name not in by_method]
+        if ignored:
+            raise ValueError(f"{', '.join(ignored)} has no effect on the method {self.method!r}")
+        ignored = [name for name in given if name not in choices_of(self.method, self.optimizer)]
+        if ignored:
+            raise ValueError(f"{', '.join(ignored)} has no effect on the optimizer {self.optimizer!r}")
+        if self.rank is not None and self.compression is not None:
+            raise ValueError("rank and compression both say how large the factors are: give one of them")
 
     def dense_twin(self) -> TrainConfig:
         """The same run with every weight dense: same network, seed, schedule and steps."""
-        nothing: dict[str, Any] = dict.fromkeys(_LOW_RANK_DEFAULTS)
-        return replace(self, method="dense", factorize_all=False, **nothing)
+        nothing: dict[str, Any] = dict.fromkeys(_OF_SOME_METHODS)
+        optimizer = dense_counterpart(self.optimizer)
+        return replace(self, method="dense", optimizer=optimizer, factorize_all=False, **nothing)
 
     def differences(self, other: TrainConfig) -> list[tuple[str, Any, Any]]:
         """Fields in which two runs would compute something else, as (name, here, there)."""
-        names = [field.name for field in fields(self) if field.name not in _PLACE_FIELDS]
+        names = [field.name for field in fields(self) if field.name not in PLACE_FIELDS]
         return [
             (n, getattr(self, n), getattr(other, n)) for n in names if getattr(self, n) != getattr(other, n)
         ]
@@ -180,9 +247,10 @@ class TrainConfig:
         Raises
         ------
         ValueError
-            `values` does not have exactly the fields of a run.
+            `values` does not have exactly the fields of a run; those added later may be missing.
         """
         expected = {field.name for field in fields(cls)}
+        values = {**_ADDED_LATER, **values}
         if set(values) != expected:
             odd = ", ".join(sorted(set(values) ^ expected))
             raise ValueError(

@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
+from tenfold.experiments.combinations import is_loose, is_pruned, moves_on_the_beat
 from tenfold.experiments.config import TrainConfig
 from tenfold.experiments.data import DataSet
+from tenfold.experiments.loose import loosen, start_on_manifolds
 from tenfold.experiments.models import build, dense_by_default
-from tenfold.nn import factorize
-from tenfold.optim import RankAdaptation, RiemannianSGD
+from tenfold.experiments.pruning import prune_at_start
+from tenfold.experiments.starting_rank import rank_for_compression
+from tenfold.optim import (
+    TDLRT,
+    BudgetAdaptation,
+    RankAdaptation,
+    RankPolicy,
+    RiemannianAdamW,
+    RiemannianOptimizer,
+    RiemannianSGD,
+    TangentMuon,
+    TDLRTAdamW,
+)
+
+_SECOND_BETA = 0.999
+_ON_MANIFOLDS: dict[str, type[RiemannianOptimizer]] = {
+    "sgd": RiemannianSGD,
+    "adamw": RiemannianAdamW,
+    "muon": TangentMuon,
+    "tdlrt": TDLRT,
+    "tdlrt-adamw": TDLRTAdamW,
+}
 
 
 def make_network(config: TrainConfig, data: DataSet) -> nn.Module:
@@ -20,42 +44,46 @@ def make_network(config: TrainConfig, data: DataSet) -> nn.Module:
     config : TrainConfig
         Names the network, the method and the starting rank.
     data : DataSet
-        Gives the sizes of images and the number of classes.
+        Gives the sizes of images and the number of classes; a few images to SNIP and GraSP.
 
     Raises
     ------
     ValueError
-        The network does not take such images, or no layer can have the rank asked for.
+        The network does not take such images, or the compression is out of reach.
     """
     model = build(
         config.model, in_channels=data.in_channels, num_classes=data.num_classes, image_size=data.image_size
     )
+    names = _replaced(model, config)
     if config.method == "tucker":
-        assert config.rank is not None  # a low-rank configuration always has one
-        exclude = [] if config.factorize_all else dense_by_default(model)
-        factorize(model, rank=config.rank, exclude=exclude, init="random")
+        start_on_manifolds(model, names, _rank(model, names, config), config.decay)
+    elif is_loose(config.method):
+        loosen(model, config.method, names, _rank(model, names, config), config.decay)
+    elif is_pruned(config.method):
+        prune_at_start(model, config, names, data)
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def make_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of a run: SGD, on the manifolds for factored weights.
+    """The optimizer of a run, on the manifolds for factored weights.
 
-    Plain parameters move in the same way under every method: runs differ in the factored weights alone.
+    Plain parameters move in the same way under every method with the same optimizer: runs differ in the
+    factored weights alone. ``"muon"`` moves them by AdamW.
     """
-    if config.method == "dense":
-        return torch.optim.SGD(
-            model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-        )
-    assert config.tau is not None  # a low-rank configuration always has one
-    adaptation = RankAdaptation(tol=config.tau, every=config.adapt_every) if config.adapt_every else None
-    return RiemannianSGD(
-        model.parameters(),
-        lr=config.lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        rank_adaptation=adaptation,
-        damping=config.damping or None,  # 0 is the exact geometry
-    )
+    options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+    if config.optimizer.endswith("adamw"):
+        options["betas"] = (config.momentum, _SECOND_BETA)
+    else:
+        options["momentum"] = config.momentum
+    if config.method != "tucker":
+        plain = torch.optim.SGD if config.optimizer == "sgd" else torch.optim.AdamW
+        return plain(model.parameters(), **options)
+    options["rank_adaptation"] = _rank_policy(config)
+    if moves_on_the_beat(config.optimizer):
+        options |= {"integrator": "fused", "model": model}
+    else:
+        options["damping"] = config.damping or None  # 0 is the exact geometry
+    return _ON_MANIFOLDS[config.optimizer](model.parameters(), **options)
 
 
 def make_scheduler(
@@ -73,3 +101,28 @@ def make_scheduler(
     if config.schedule == "cosine":
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=total_steps)
     return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+
+
+def _replaced(model: nn.Module, config: TrainConfig) -> list[str]:
+    """Names of the layers that are factored or pruned."""
+    kept = [] if config.factorize_all else dense_by_default(model)
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    return [name for name in layers if name not in kept]
+
+
+def _rank(model: nn.Module, names: list[str], config: TrainConfig) -> float | int:
+    if config.compression is None:
+        assert config.rank is not None  # a low-rank configuration has a rank or a compression
+        return config.rank
+    shapes = [tuple(model.get_submodule(name).get_parameter("weight").shape) for name in names]
+    return rank_for_compression(config.method, shapes, config.compression)
+
+
+def _rank_policy(config: TrainConfig) -> RankPolicy | None:
+    """By the tolerance, or without one by the compression; none where ranks are not adapted."""
+    if not config.adapt_every:
+        return None
+    if config.tau is not None:
+        return RankAdaptation(tol=config.tau, every=config.adapt_every)
+    assert config.compression is not None  # one of the two decides
+    return BudgetAdaptation(compression=config.compression, every=config.adapt_every)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from tenfold.experiments.atomic import write_text
+
+LOSS_WINDOW = 10
+"""Steps whose losses are averaged in a record."""
+
+_ADDED_LATER: dict[str, Any] = {"losses": []}  # fields that records of earlier versions do not have
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,9 @@ class EpochRecord:
         Learning rate of the last step.
     peak_memory : int, optional
         Largest memory use of the process so far, in bytes.
+    losses : list of float
+        Mean cross entropy over every :data:`LOSS_WINDOW` steps of the epoch in turn; the last window may be
+        shorter.
     """
 
     epoch: int
@@ -52,6 +60,7 @@ class EpochRecord:
     seconds_per_step: float
     lr: float
     peak_memory: int | None
+    losses: list[float] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain Python data."""
@@ -80,7 +89,7 @@ def read_records(path: Path) -> list[EpochRecord]:
             values = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {number}, is not JSON: {error}") from error
-        if not isinstance(values, dict) or set(values) != names:
+        if not isinstance(values, dict) or set(_ADDED_LATER | values) != names:
             raise ValueError(f"{path}, line {number}, is not an epoch's record of this version of tenfold")
         records.append(EpochRecord(**values))
     return records

@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from tenfold.experiments.atomic import replacing
+from tenfold.experiments.figure_file import DOTS_PER_INCH, write_figure
 from tenfold.experiments.runs import Run
 
 _MODES = {2: ("output", "input"), 4: ("output channels", "input channels", "rows", "columns")}
-_DOTS_PER_INCH = 120
 
 
 def plot_ranks(path: Path, history: Sequence[tuple[int, dict[str, list[int]]]], last_step: int) -> None:
@@ -33,7 +31,7 @@ def plot_ranks(path: Path, history: Sequence[tuple[int, dict[str, list[int]]]], 
     names = list(history[0][1])
     columns = min(len(names), 4)
     rows = math.ceil(len(names) / columns)
-    figure = Figure(figsize=(0.8 + 3.2 * columns, 0.6 + 2.4 * rows), dpi=_DOTS_PER_INCH, layout="constrained")
+    figure = Figure(figsize=(0.8 + 3.2 * columns, 0.6 + 2.4 * rows), dpi=DOTS_PER_INCH, layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True).flatten()
     for panel, name in zip(panels, names, strict=False):
         _draw_layer(panel, name, history, last_step)
@@ -41,7 +39,7 @@ def plot_ranks(path: Path, history: Sequence[tuple[int, dict[str, list[int]]]], 
         panel.set_visible(False)
     figure.supxlabel("step")
     figure.supylabel("rank")
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def plot_comparison(path: Path, runs: Sequence[Run]) -> None:
@@ -54,7 +52,7 @@ def plot_comparison(path: Path, runs: Sequence[Run]) -> None:
     runs : sequence of Run
         At least one.
     """
-    figure = Figure(figsize=(7, 4.5), dpi=_DOTS_PER_INCH, layout="constrained")
+    figure = Figure(figsize=(7, 4.5), dpi=DOTS_PER_INCH, layout="constrained")
     axes = figure.subplots()
     for run in runs:
         ways = [100 * record.compression_network for record in run.records]
@@ -70,7 +68,7 @@ def plot_comparison(path: Path, runs: Sequence[Run]) -> None:
     axes.set_title(f"{runs[0].config.data}: last epoch (dot), earlier epochs (line)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def _draw_layer(
@@ -88,9 +86,3 @@ def _draw_layer(
     panel.yaxis.set_major_locator(MaxNLocator(integer=True))
     panel.grid(alpha=0.3)
     panel.legend(fontsize="x-small")
-
-
-def _write(figure: Figure, path: Path) -> None:
-    with replacing(path) as temporary:
-        FigureCanvasAgg(figure).print_png(temporary)
-    figure.clear()

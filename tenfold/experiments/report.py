@@ -89,7 +89,7 @@ def _settings(run: Run) -> str:
 
 
 def _factored(run: Run) -> str:
-    return percent(run.last.compression_factored) if run.last.ranks else "–"
+    return percent(run.last.compression_factored) if run.config.method != "dense" else "–"
 
 
 def _rank(rank: list[int] | None) -> str:

@@ -18,14 +18,20 @@ from tenfold.experiments.config import TrainConfig
 from tenfold.experiments.data import DataSet, load
 from tenfold.experiments.memory import peak_memory
 from tenfold.experiments.methods import make_network, make_optimizer, make_scheduler
-from tenfold.experiments.metrics import EpochRecord, write_records
+from tenfold.experiments.metrics import LOSS_WINDOW, EpochRecord, write_records
 from tenfold.experiments.observer import Observer, Step
 from tenfold.experiments.plots import plot_ranks
+from tenfold.experiments.pruning import prune_on_schedule
 from tenfold.experiments.report import write_report
 from tenfold.experiments.runs import CHECKPOINT, METRICS, RANKS_PLOT, REPORT, Run, write_config
 
 _EVALUATION_BATCH = 500
+_NOT_FINITE = ("nothing was changed", "NaN or infinity")  # in the words of optimizers on manifolds
 _STEPS_BETWEEN_LOOKS = 20  # on devices where reading a number waits for all the work before it
+
+
+class Diverged(ValueError):
+    """The loss is not finite any more."""
 
 
 def train(
@@ -60,7 +66,9 @@ def train(
         A data file is missing, or there is no checkpoint to resume.
     ValueError
         `folder` holds a run already, or the checkpoint of another one; the device is not there; a batch is
-        larger than the data set; the loss is not finite any more.
+        larger than the data set; the compression is out of reach.
+    Diverged
+        The loss is not finite any more (a ValueError, too).
     """
     observer = observer or Observer()
     device = _device(config.device)
@@ -91,7 +99,7 @@ def train(
     run = Run(folder, config, state.records)
     write_records(folder / METRICS, state.records)
     write_report(folder / REPORT, [run])
-    if state.rank_history[0][1]:
+    if config.method == "tucker":
         plot_ranks(folder / RANKS_PLOT, state.rank_history, state.step)
     return run
 
@@ -139,16 +147,20 @@ def _epoch(state: TrainingState, data: DataSet, device: torch.device, observer: 
     steps = steps_per_epoch(data, config.batch_size)
     look_every = 1 if device.type == "cpu" else _STEPS_BETWEEN_LOOKS
     compression = Compression.of(state.model)
-    total, lr = torch.zeros((), device=device), 0.0
+    total, lr, losses = torch.zeros((), device=device), 0.0, []
     state.model.train()
     started = time.perf_counter()
     for number, (images, labels) in enumerate(batches, start=1):
         lr = state.optimizer.param_groups[0]["lr"]
         loss = _step(state, images, labels)
         total += loss
+        losses.append(loss)
         present = ranks(state.model)
+        changed = prune_on_schedule(state.model, config, state.step, steps * config.epochs)
         if present != state.rank_history[-1][1]:
             state.rank_history.append((state.step, present))
+            changed = True
+        if changed:
             compression = Compression.of(state.model)
         if number % look_every == 0 or number == steps:
             _check_finite(total.item(), config, epoch, number)
@@ -170,6 +182,7 @@ def _epoch(state: TrainingState, data: DataSet, device: torch.device, observer: 
         seconds_per_step=seconds,
         lr=lr,
         peak_memory=peak_memory(device),
+        losses=[window.mean().item() for window in torch.stack(losses).split(LOSS_WINDOW)],
     )
     state.epoch = epoch
     state.records.append(record)
@@ -183,7 +196,15 @@ def _step(state: TrainingState, images: Tensor, labels: Tensor) -> Tensor:
     loss = nn.functional.cross_entropy(logits.float(), labels)
     state.optimizer.zero_grad()
     loss.backward()
-    state.optimizer.step()
+    try:
+        state.optimizer.step()
+    except (ValueError, torch.linalg.LinAlgError) as error:
+        if isinstance(error, ValueError) and not any(words in str(error) for words in _NOT_FINITE):
+            raise
+        raise Diverged(
+            f"{error}: training diverged in step {state.step + 1}; "
+            f"try a learning rate below {state.config.lr:g}"
+        ) from error
     state.scheduler.step()
     state.step += 1
     return loss.detach()
@@ -200,7 +221,7 @@ def _precision(amp: bool, device: torch.device) -> contextlib.AbstractContextMan
 
 def _check_finite(loss: float, config: TrainConfig, epoch: int, step: int) -> None:
     if not math.isfinite(loss):
-        raise ValueError(
+        raise Diverged(
             f"the loss is {loss} in epoch {epoch}, step {step}: training diverged; "
             f"try a learning rate below {config.lr:g}"
         )

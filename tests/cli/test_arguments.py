@@ -12,16 +12,20 @@ def test_options_that_are_not_given_are_absent():
 def test_every_field_of_a_run_has_its_option():
     line = (
         "train --data cifar10 --data-dir d --model vgg16 --method tucker --tau 0.2 "
+        "--optimizer muon --compression 0.5 --decay 2 "
         "--rank 0.25 --adapt-every 5 --damping 0.1 --factorize-all --epochs 3 --batch-size 8 --lr 0.1 "
         "--momentum 0.5 --weight-decay 1e-4 --schedule cosine --seed 7 --device cpu --amp"
     )
     options = vars(parse(line.split()))
     given = {name: options[name] for name in TrainConfig().to_dict()}  # KeyError if one were missing
+    assert given.pop("compression") == 0.5  # not together with a rank
     assert TrainConfig(**given) == TrainConfig(
         data="cifar10",
         data_dir="d",
         model="vgg16",
         method="tucker",
+        optimizer="muon",
+        decay=2.0,
         tau=0.2,
         rank=0.25,
         adapt_every=5,

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from tenfold.experiments.combinations import METHODS, optimizers_of
 from tenfold.experiments.config import DATA_SETS, TrainConfig
 
 
@@ -33,6 +34,9 @@ def test_a_recipe_is_complete_and_what_is_given_wins(data):
         ("rank", True, "rank must be a fraction"),
         ("adapt_every", -1, "adapt_every must be at least 0"),
         ("damping", -0.1, "damping must be a number, at least 0"),
+        ("optimizer", "lion", "optimizer must be one of sgd, adamw, muon, tdlrt, tdlrt-adamw, not 'lion'"),
+        ("compression", 1.0, r"compression must be a number in \[0, 1\), not 1.0"),
+        ("decay", 0.5, "decay must be a number, at least 1, not 0.5"),
         ("epochs", 0, "epochs must be at least 1, not 0"),
         ("batch_size", 0, "batch_size must be at least 1"),
         ("seed", -1, "seed must be at least 0"),
@@ -64,6 +68,48 @@ def test_an_unknown_field_is_named():
 def test_nothing_is_silently_ignored_by_the_dense_method(given):
     with pytest.raises(ValueError, match=f"{next(iter(given))} has no effect on the method 'dense'"):
         TrainConfig(method="dense", **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"method": "dense", "optimizer": "muon"}, "one of sgd, adamw for the method 'dense', not 'muon'"),
+        ({"method": "loose-cp", "optimizer": "tdlrt"}, "one of sgd, adamw for the method 'loose-cp'"),
+        ({"method": "loose-tt", "tau": 0.1}, "tau has no effect on the method 'loose-tt'"),
+        (
+            {"method": "prune-snip", "compression": 0.5, "rank": 3},
+            "rank has no effect on the method 'prune-snip'",
+        ),
+        ({"method": "prune-snip", "compression": 0.5, "decay": 2.0}, "decay has no effect on the method"),
+        ({"method": "prune-grasp"}, "compression is needed by the method 'prune-grasp'"),
+        ({"optimizer": "tdlrt", "damping": 0.1}, "damping has no effect on the optimizer 'tdlrt'"),
+        (
+            {"optimizer": "tdlrt", "adapt_every": 0},
+            "adapt_every must be at least 1 for the optimizer 'tdlrt'",
+        ),
+        ({"rank": 0.5, "compression": 0.5}, "rank and compression both say how large the factors are"),
+    ],
+)
+def test_combinations_that_mean_nothing_are_refused(given, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        TrainConfig.recipe(**given)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_a_recipe_with_each_of_its_optimizers(method):
+    compression = {} if method == "dense" else {"compression": 0.9}
+    for optimizer in optimizers_of(method):
+        config = TrainConfig.recipe(method=method, optimizer=optimizer, **compression)
+        assert config.lr == (0.05 if optimizer in ("sgd", "tdlrt") else 0.005)
+        assert (config.adapt_every is None) == (method != "tucker")
+        assert config.tau is None  # the compression decides
+        assert config.dense_twin().optimizer == ("sgd" if optimizer in ("sgd", "tdlrt") else "adamw")
+
+
+def test_runs_of_earlier_versions_are_understood():
+    old = {k: v for k, v in TrainConfig().to_dict().items() if k not in ("optimizer", "compression", "decay")}
+    assert TrainConfig.from_dict(old) == TrainConfig()
 
 
 def test_the_dense_twin_differs_in_the_weights_alone():

@@ -1,0 +1,52 @@
+"""``tenfold sweep``."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+
+from tenfold.cli.errors import INTERRUPTED, complain
+from tenfold.experiments.grid import read_sweep
+from tenfold.experiments.sweep import RESULTS, SweepRunner
+
+_INCOMPLETE = 1
+
+
+def sweep_command(options: argparse.Namespace) -> int:
+    """Carry out the sweep in ``options.file``.
+
+    Parameters
+    ----------
+    options : argparse.Namespace
+        As :func:`tenfold.cli.arguments.parse` gives it.
+
+    Returns
+    -------
+    int
+        The exit code: 0 if everything is done, 1 if some runs failed, 130 after Ctrl-C.
+
+    Raises
+    ------
+    ValueError, OSError
+        A mistake of the user, in one line.
+    """
+    sweep = read_sweep(options.file, options.data_dir)
+    runner = SweepRunner(sweep, options.out, options.jobs, tell=_tell)
+    trials, runs = runner.left()
+    _tell(
+        f"{sweep.name}: {trials} of {len(sweep.trials)} trials and {runs} of {len(sweep.entries)} runs to do"
+    )
+    if options.dry_run:
+        return 0
+    try:
+        complete = runner.run()
+    except KeyboardInterrupt:
+        again = ["tenfold", "sweep", str(options.file), "--out", str(options.out)]
+        complain(f"stopped. Go on with: {shlex.join(again)}")
+        return INTERRUPTED
+    _tell(f"{options.out / RESULTS} is written")
+    return 0 if complete else _INCOMPLETE
+
+
+def _tell(line: str) -> None:
+    print(line, flush=True)

@@ -1,0 +1,69 @@
+"""How weights are stored and how they move: which goes with which, and what is left to choose then."""
+
+from __future__ import annotations
+
+METHODS = (
+    "tucker",
+    "dense",
+    "loose-tucker",
+    "loose-cp",
+    "loose-tt",
+    "loose-matrix",
+    "prune-snip",
+    "prune-grasp",
+    "prune-magnitude",
+)
+"""``tucker``: on the manifold; ``loose-…``: factors as plain parameters; ``prune-…``: dense with a mask."""
+
+OPTIMIZERS = ("sgd", "adamw", "muon", "tdlrt", "tdlrt-adamw")
+
+_EVERYWHERE = ("sgd", "adamw")
+_ADAPTIVE = ("adamw", "muon", "tdlrt-adamw")
+_TDLRT = ("tdlrt", "tdlrt-adamw")
+
+
+def optimizers_of(method: str) -> tuple[str, ...]:
+    """The optimizers that can move weights stored by `method`."""
+    return OPTIMIZERS if method == "tucker" else _EVERYWHERE
+
+
+def choices_of(method: str, optimizer: str) -> frozenset[str]:
+    """The fields of a run that only some methods have, for this method and optimizer.
+
+    Among ``rank``, ``compression``, ``decay``, ``factorize_all``, ``tau``, ``adapt_every`` and ``damping``.
+    """
+    if method == "dense":
+        return frozenset()
+    choices = {"compression", "factorize_all"}
+    if not is_pruned(method):
+        choices |= {"rank", "decay"}
+    if method == "tucker":
+        choices |= (
+            {"tau", "adapt_every"} if moves_on_the_beat(optimizer) else {"tau", "adapt_every", "damping"}
+        )
+    return frozenset(choices)
+
+
+def is_loose(method: str) -> bool:
+    """Whether the factors of the weights are plain parameters."""
+    return method.startswith("loose-")
+
+
+def is_pruned(method: str) -> bool:
+    """Whether the weights are dense with a mask."""
+    return method.startswith("prune-")
+
+
+def is_adaptive(optimizer: str) -> bool:
+    """Whether step lengths do not depend on the scale of the gradient, so that rates are those of Adam."""
+    return optimizer in _ADAPTIVE
+
+
+def moves_on_the_beat(optimizer: str) -> bool:
+    """Whether bases move only in the steps that decide on ranks (TDLRT)."""
+    return optimizer in _TDLRT
+
+
+def dense_counterpart(optimizer: str) -> str:
+    """What moves dense weights most like `optimizer` moves those on manifolds."""
+    return "adamw" if is_adaptive(optimizer) else "sgd"

@@ -1,0 +1,189 @@
+"""The result of one run of a sweep: a line of JSON that tables and figures are made from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from tenfold.experiments.config import PLACE_FIELDS, TrainConfig
+from tenfold.experiments.grid import run_id
+from tenfold.experiments.machine import machine, versions
+from tenfold.experiments.metrics import LOSS_WINDOW, EpochRecord
+
+_POINTS = 100  # of the loss curve
+_RANKS = 50  # of the rank history
+_OF_A_CURVE = (
+    *("epoch", "step", "train_loss", "test_loss", "test_accuracy", "parameters"),
+    *("compression_convolutions", "compression_factored", "compression_network", "seconds_per_step", "lr"),
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one run gave.
+
+    Parameters
+    ----------
+    id : str
+        :func:`~tenfold.experiments.grid.run_id` of the run.
+    sweep : str
+        Name of the sweep.
+    kind : {"run", "trial"}
+        A trial is a short run to choose a learning rate by.
+    status : {"finished", "diverged"}
+        Whether the loss stayed finite.
+    config : dict
+        The run, without data folder and device.
+    tuning : dict, optional
+        Of a run whose learning rate was chosen: ``rates`` (rate and training loss of each trial, None where
+        it diverged), ``epochs`` and ``seed`` of the trials.
+    curve : list of dict
+        One for every finished epoch, with fields of
+        :class:`~tenfold.experiments.metrics.EpochRecord`.
+    losses : list of [int, float]
+        Step, and mean training loss over the steps since the point before.
+    ranks : list of [int, dict]
+        Step, and rank of every factored layer from there on.
+    peak_memory : int, optional
+        Of the process, in bytes.
+    versions, machine : dict
+        See :mod:`~tenfold.experiments.machine`.
+    """
+
+    id: str
+    sweep: str
+    kind: str
+    status: str
+    config: dict[str, Any]
+    tuning: dict[str, Any] | None
+    curve: list[dict[str, Any]]
+    losses: list[list[float]]
+    ranks: list[list[Any]]
+    peak_memory: int | None
+    versions: dict[str, str]
+    machine: dict[str, Any]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return self.status == "finished"
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """What was measured after the last epoch."""
+        return self.curve[-1]
+
+    @property
+    def seconds(self) -> float:
+        """Time of training, without evaluation and start."""
+        steps = [0, *(epoch["step"] for epoch in self.curve)]
+        return sum(
+            epoch["seconds_per_step"] * (epoch["step"] - before)
+            for epoch, before in zip(self.curve, steps, strict=False)
+        )
+
+    @property
+    def final_loss(self) -> float | None:
+        """Mean training loss over the last quarter of the loss curve; None if the run diverged."""
+        if not self.finished:
+            return None
+        values = [value for _, value in self.losses]
+        tail = values[-max(1, len(values) // 4) :]
+        return sum(tail) / len(tail)
+
+    @classmethod
+    def of(
+        cls,
+        config: TrainConfig,
+        sweep: str,
+        tuning: dict[str, Any] | None,
+        kind: str,
+        records: Sequence[EpochRecord],
+        rank_history: Sequence[tuple[int, dict[str, list[int]]]],
+        finished: bool,
+    ) -> Result:
+        """Collect what a run left."""
+        peaks = [record.peak_memory for record in records if record.peak_memory is not None]
+        return cls(
+            id=run_id(config),
+            sweep=sweep,
+            kind=kind,
+            status="finished" if finished else "diverged",
+            config={k: v for k, v in config.to_dict().items() if k not in PLACE_FIELDS},
+            tuning=tuning,
+            curve=[{k: _brief(getattr(record, k)) for k in _OF_A_CURVE} for record in records],
+            losses=_losses(records),
+            ranks=[[step, ranks] for step, ranks in _thinned(rank_history, _RANKS)],
+            peak_memory=max(peaks, default=None),
+            versions=versions(),
+            machine=machine(),
+        )
+
+    def to_line(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self), separators=(",", ":")) + "\n"
+
+    @classmethod
+    def from_line(cls, line: str) -> Result:
+        """Inverse of :meth:`to_line`.
+
+        Raises
+        ------
+        ValueError
+            The line is not a result of this version of tenfold.
+        """
+        values = json.loads(line)
+        if not isinstance(values, dict) or set(values) != {field.name for field in fields(cls)}:
+            raise ValueError("this is not a result of this version of tenfold")
+        return cls(**values)
+
+
+def read_results(path: Path) -> list[Result]:
+    """Read a file of results, leaving out an unfinished last line.
+
+    Raises
+    ------
+    ValueError
+        A line is not a result; the message names the file and the line.
+    OSError
+        The file cannot be read.
+    """
+    results = []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        if number == len(lines) and not line.endswith("\n"):
+            break  # killed while writing it
+        try:
+            results.append(Result.from_line(line))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
+    return results
+
+
+def _losses(records: Sequence[EpochRecord]) -> list[list[float]]:
+    points: list[tuple[int, float]] = []
+    start = 0
+    for record in records:
+        points += [
+            (min(start + (i + 1) * LOSS_WINDOW, record.step), loss) for i, loss in enumerate(record.losses)
+        ]
+        start = record.step
+    group = -(-len(points) // _POINTS) or 1
+    means = []
+    for first in range(0, len(points), group):
+        chunk = points[first : first + group]
+        means.append([chunk[-1][0], _brief(sum(loss for _, loss in chunk) / len(chunk))])
+    return means
+
+
+def _thinned(history: Sequence[tuple[int, Any]], most: int) -> list[tuple[int, Any]]:
+    if len(history) <= most:
+        return list(history)
+    return [history[round(i * (len(history) - 1) / (most - 1))] for i in range(most)]
+
+
+def _brief(value: Any) -> Any:
+    return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -1,0 +1,103 @@
+"""Runs of a sweep that differ in the seed alone, as one: means and standard deviations."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tenfold.experiments.result import Result
+
+_SIZES = ("tau", "compression", "rank")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """All runs of one setting.
+
+    Parameters
+    ----------
+    results : tuple of Result
+        The runs that finished, by seed.
+    diverged : int
+        Number of runs that did not.
+    config : dict
+        Of the first run.
+    """
+
+    results: tuple[Result, ...]
+    diverged: int
+    config: dict[str, Any]
+
+    @property
+    def task(self) -> tuple[str, str]:
+        """Data set and network."""
+        return self.config["data"], self.config["model"]
+
+    @property
+    def label(self) -> str:
+        """How weights are stored and moved."""
+        return f"{self.config['method']}, {self.config['optimizer']}"
+
+    @property
+    def size(self) -> str:
+        """What decides on the ranks or masks."""
+        shown = [f"{name} {self.config[name]:g}" for name in _SIZES if self.config[name] is not None]
+        return ", ".join(shown) or "–"
+
+    @property
+    def decay(self) -> float:
+        """Ratio of the singular values at the start, 1 where none is asked for."""
+        return float(self.config["decay"] or 1.0)
+
+    def mean(self, field: str) -> float:
+        """Mean of a field of the last epoch's record over the seeds."""
+        return statistics.fmean(result.last[field] for result in self.results)
+
+    def deviation(self, field: str) -> float | None:
+        """Sample standard deviation over the seeds; None for less than two."""
+        if len(self.results) < 2:
+            return None
+        return statistics.stdev(result.last[field] for result in self.results)
+
+    def mean_of(self, value: Callable[[Result], float]) -> float:
+        """Mean of something else over the seeds."""
+        return statistics.fmean(value(result) for result in self.results)
+
+    def mean_losses(self) -> list[tuple[int, float]]:
+        """Steps and training losses, averaged over the seeds."""
+        curves = [result.losses for result in self.results]
+        return [
+            (int(points[0][0]), statistics.fmean(loss for _, loss in points))
+            for points in zip(*curves, strict=False)
+        ]
+
+    def accuracy_over_time(self) -> list[tuple[float, float]]:
+        """Seconds of training and test accuracy after every epoch, averaged over the seeds."""
+        points = []
+        for epoch in range(min(len(result.curve) for result in self.results)):
+            seconds = statistics.fmean(_seconds(result, epoch) for result in self.results)
+            accuracy = statistics.fmean(result.curve[epoch]["test_accuracy"] for result in self.results)
+            points.append((seconds, accuracy))
+        return points
+
+
+def settings(results: Sequence[Result]) -> list[Setting]:
+    """The runs, trials left out, grouped by everything but the seed and the chosen learning rate."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        if result.kind == "run":
+            key = {name: value for name, value in result.config.items() if name not in ("seed", "lr")}
+            groups.setdefault(repr(sorted(key.items())), []).append(result)
+    found = []
+    for group in groups.values():
+        group.sort(key=lambda result: result.config["seed"])
+        finished = tuple(result for result in group if result.finished)
+        found.append(Setting(finished, len(group) - len(finished), group[0].config))
+    return found
+
+
+def _seconds(result: Result, epoch: int) -> float:
+    steps = [0, *(record["step"] for record in result.curve)]
+    return sum(result.curve[i]["seconds_per_step"] * (steps[i + 1] - steps[i]) for i in range(epoch + 1))

@@ -1,0 +1,201 @@
+"""Running a sweep: what is not done yet, several processes at a time, resumable at any moment."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import multiprocessing.connection
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from tenfold.experiments.atomic import write_text
+from tenfold.experiments.config import TrainConfig
+from tenfold.experiments.grid import Entry, Sweep, run_id
+from tenfold.experiments.result import Result, read_results
+from tenfold.experiments.sweep_job import RESULT, Job, work
+
+RESULTS = "results.jsonl"
+_RUNS = "runs"
+
+Teller = Callable[[str], None]
+
+
+@dataclass
+class SweepRunner:
+    """Carries out a sweep in a folder.
+
+    ``results.jsonl`` gets a line for every trial and run that is done; ``runs/`` holds the folders of those
+    that are under way, and of what they left. What has a line is not run again. Killed at any moment and
+    started again, a sweep goes on after the last finished epoch of every run.
+
+    Parameters
+    ----------
+    sweep : Sweep
+        What to run.
+    folder : Path
+        Created if need be.
+    jobs : int
+        Processes at a time, each with its share of the processor's cores (or ``OMP_NUM_THREADS`` of them).
+    tell : callable
+        Receives one line about whatever happens.
+
+    Raises
+    ------
+    ValueError
+        `jobs` is not positive, or a line of ``results.jsonl`` is damaged.
+    """
+
+    sweep: Sweep
+    folder: Path
+    jobs: int = 1
+    tell: Teller = print
+    _done: dict[str, Result] = field(default_factory=dict, init=False)
+    _failed: list[str] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        if self.jobs < 1:
+            raise ValueError(f"jobs must be at least 1, not {self.jobs}")
+        path = self.folder / RESULTS
+        results = read_results(path) if path.is_file() else []
+        self._done = {result.id: result for result in results}
+        if path.is_file():
+            write_text(path, "".join(result.to_line() for result in self._done.values()))
+
+    def run(self) -> bool:
+        """Do what is left to do: the trials, then the runs.
+
+        Returns
+        -------
+        bool
+            Whether everything is done; otherwise what failed has been told.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            After Ctrl-C, with every process ended.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._work_off(self._job(trial, "trial", None) for trial in self.sweep.trials)
+        chosen = [run for run in map(self._chosen, self.sweep.entries) if run is not None]
+        self._work_off(self._job(config, "run", tuning) for config, tuning in chosen)
+        for line in self._failed:
+            self.tell(f"not done: {line}")
+        return not self._failed
+
+    def left(self) -> tuple[int, int]:
+        """Numbers of trials and of runs that are not done; a run whose trials are not done counts."""
+        trials = sum(run_id(trial) not in self._done for trial in self.sweep.trials)
+        runs = 0
+        for entry in self.sweep.entries:
+            open_trials = any(run_id(trial) not in self._done for trial in entry.trials)
+            runs += open_trials or run_id(self._best(entry)[0]) not in self._done
+        return trials, runs
+
+    def _job(self, config: TrainConfig, kind: str, tuning: dict[str, Any] | None) -> Job:
+        return Job(config, self.folder / _RUNS / run_id(config), self.sweep.name, kind, tuning)
+
+    # Learning rates ---------------------------------------------------------------------------
+
+    def _chosen(self, entry: Entry) -> tuple[TrainConfig, dict[str, Any] | None] | None:
+        """The run at its best rate; None, and told, if there is none."""
+        if any(run_id(trial) not in self._done for trial in entry.trials):
+            self._failed.append(f"{describe(entry.config)}: a trial of its learning rates is not done")
+            return None
+        config, tuning = self._best(entry)
+        if tuning is not None and all(loss is None for _, loss in tuning["rates"]):
+            self._failed.append(f"{describe(entry.config)}: every learning rate diverged; add smaller ones")
+            return None
+        return config, tuning
+
+    def _best(self, entry: Entry) -> tuple[TrainConfig, dict[str, Any] | None]:
+        """By the training loss over the last quarter of the trial: the test images decide nothing."""
+        if not entry.trials:
+            return entry.config, None
+        losses = [self._done[run_id(trial)].final_loss for trial in entry.trials]
+        order = [math.inf if loss is None or math.isnan(loss) else loss for loss in losses]
+        best = entry.trials[order.index(min(order))]
+        tuning = {
+            "rates": [[trial.lr, loss] for trial, loss in zip(entry.trials, losses, strict=True)],
+            "epochs": best.epochs,
+            "seed": best.seed,
+        }
+        return replace(entry.config, lr=best.lr), tuning
+
+    # Processes --------------------------------------------------------------------------------
+
+    def _work_off(self, jobs: Iterable[Job]) -> None:
+        waiting = [job for job in jobs if run_id(job.config) not in self._done]
+        waiting.reverse()
+        total, context = len(waiting), _context()
+        threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // self.jobs))
+        running: list[tuple[BaseProcess, Job]] = []
+        try:
+            while waiting or running:
+                while waiting and len(running) < self.jobs:
+                    job = waiting.pop()
+                    if (job.folder / RESULT).is_file():  # killed before its line was written
+                        self._record(job, total - len(waiting), total)
+                        continue
+                    process: BaseProcess = context.Process(target=work, args=(job, threads))  # type: ignore[attr-defined]
+                    process.start()
+                    running.append((process, job))
+                if running:
+                    multiprocessing.connection.wait([process.sentinel for process, _ in running])
+                for ended, job in [pair for pair in running if not pair[0].is_alive()]:
+                    running.remove((ended, job))
+                    ended.join()
+                    self._record(job, total - len(waiting) - len(running), total)
+        finally:
+            for process, _ in running:
+                process.terminate()
+                process.join()
+
+    def _record(self, job: Job, number: int, total: int) -> None:
+        path = job.folder / RESULT
+        if not path.is_file():
+            self._failed.append(f"{describe(job.config)}: its process ended without a result")
+            return
+        result = Result.from_line(path.read_text(encoding="utf-8"))
+        with (self.folder / RESULTS).open("a", encoding="utf-8") as file:
+            file.write(result.to_line())
+        self._done[result.id] = result
+        self.tell(f"{job.kind} {number} of {total}: {describe(job.config)}: {_outcome(result)}")
+
+
+def _context() -> BaseContext:
+    """Fresh processes; where the system can, copies of one that has loaded torch but done nothing yet."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tenfold.experiments.training"])
+    return context
+
+
+def describe(config: TrainConfig) -> str:
+    """A run in a few words."""
+    shown = {name: getattr(config, name) for name in ("tau", "rank", "compression", "decay")}
+    given = [f"{name} {value:g}" for name, value in shown.items() if value is not None]
+    words = [
+        config.model,
+        config.method,
+        config.optimizer,
+        *given,
+        f"lr {config.lr:g}",
+        f"seed {config.seed}",
+    ]
+    return " ".join(words)
+
+
+def _outcome(result: Result) -> str:
+    if not result.finished:
+        return "diverged"
+    last = result.last
+    return (
+        f"{100 * last['test_accuracy']:.2f} %, compression {100 * last['compression_factored']:.1f} %, "
+        f"{result.seconds:.0f} s"
+    )

@@ -1,0 +1,64 @@
+"""Every way to store weights with every way to move them: trained, stopped and resumed."""
+
+import pytest
+import torch
+
+from tenfold.experiments import checkpoint
+from tenfold.experiments.combinations import METHODS, optimizers_of
+from tenfold.experiments.training import Diverged, train
+
+from .test_training import Diary, assert_same, measured
+
+COMBINATIONS = [(m, o) for m in METHODS for o in optimizers_of(m) if (m, o) != ("tucker", "sgd")]
+
+SLOW = [("tucker", "tdlrt"), ("loose-matrix", "sgd")]
+
+
+def config(tiny, method, optimizer, **given):
+    own = {} if method == "dense" else {"compression": 0.8}
+    own |= {"adapt_every": 3} if method == "tucker" else {}
+    return tiny(**{"method": method, "optimizer": optimizer, "lr": 0.01, "epochs": 2, **own, **given})
+
+
+@pytest.mark.parametrize(("method", "optimizer"), COMBINATIONS)
+def test_it_goes_on_bit_for_bit(tiny, tmp_path, method, optimizer):
+    run = config(tiny, method, optimizer)
+    whole = train(run, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(run, tmp_path / "parts", observer=Diary(stop_at=(2, 2)))
+    torch.manual_seed(12345)
+    parts = train(run, tmp_path / "parts", resume=True)
+    assert [measured(record) for record in parts.records] == [measured(record) for record in whole.records]
+    one, two = (checkpoint.read(run.folder / "checkpoint.pt") for run in (whole, parts))
+    for key in ("model", "optimizer", "rank_history"):
+        assert_same(one[key], two[key])
+
+
+@pytest.mark.parametrize(
+    ("method", "optimizer"),
+    [
+        *(("tucker", "adamw"), ("tucker", "muon"), ("tucker", "tdlrt"), ("tucker", "tdlrt-adamw")),
+        *(("loose-tucker", "sgd"), ("loose-cp", "adamw"), ("loose-tt", "adamw"), ("loose-matrix", "sgd")),
+        *(("prune-snip", "sgd"), ("prune-grasp", "sgd"), ("prune-magnitude", "sgd")),
+    ],
+)
+def test_it_learns_at_the_compression_asked_for(tiny, tmp_path, method, optimizer):
+    lr = 0.01 if "adam" in optimizer else 0.1 if (method, optimizer) in SLOW else 0.03
+    run = train(config(tiny, method, optimizer, epochs=12, lr=lr), tmp_path)
+    assert run.last.train_loss < 0.9 * run.records[0].train_loss
+    assert 0.8 - 1e-3 <= run.last.compression_factored < 0.82
+    stored = (1 - run.last.compression_factored) * (2_400 + 48_000 + 10_080)
+    assert run.last.parameters == 61_706 - 60_480 + round(stored)
+    assert run.last.dense_parameters == 61_706
+
+
+def test_the_losses_of_a_record_average_its_steps(tiny, tmp_path):
+    diary = Diary()
+    record = train(tiny(method="dense", batch_size=4, epochs=1), tmp_path, observer=diary).last  # 16 steps
+    means = [sum(diary.losses[:10]) / 10, sum(diary.losses[10:]) / 6]
+    assert record.losses == pytest.approx(means, rel=1e-5)
+
+
+def test_divergence_is_told_apart_from_other_mistakes(tiny, tmp_path):
+    with pytest.raises(Diverged):
+        train(tiny(method="dense", lr=1e30, schedule="constant"), tmp_path)
