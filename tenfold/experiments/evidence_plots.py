@@ -27,14 +27,17 @@ def plot_accuracy(path: Path, group: Sequence[Setting]) -> None:
     published = published_points(model, data)
     field = "compression_convolutions" if published else "compression_factored"
     for label, members in _by_label(group).items():
+        colour = _colour(group, label)
+        if members[0].config["method"] == "dense":
+            accuracy = 100 * members[0].mean("test_accuracy")
+            axes.axhline(accuracy, color=colour, linewidth=1, linestyle=":", label=label)
+            continue
         members.sort(key=lambda setting: setting.mean(field))
         x = [100 * setting.mean(field) for setting in members]
         y = [100 * setting.mean("test_accuracy") for setting in members]
         bars = [100 * (setting.deviation("test_accuracy") or 0.0) for setting in members]
         widths = [100 * (setting.deviation(field) or 0.0) for setting in members]
-        axes.errorbar(x, y, bars, widths, label=label, color=_colour(group, label), marker="o", capsize=2)
-        if members[0].config["method"] == "dense":
-            axes.axhline(y[0], color=_colour(group, label), linewidth=0.8, linestyle=":")
+        axes.errorbar(x, y, bars, widths, label=label, color=colour, marker="o", markersize=4, capsize=2)
     for method, marker in _PUBLISHED_MARKERS.items():
         points = [(p.compression, p.accuracy) for p in published if p.method == method]
         if points:
@@ -96,20 +99,22 @@ def plot_robustness(path: Path, group: Sequence[Setting]) -> None:
     size = (1 + 3.6 * len(decays), 4.4)
     figure = Figure(figsize=size, dpi=DOTS_PER_INCH, layout="constrained")
     panels = figure.subplots(1, len(decays), squeeze=False, sharey=True).flatten()
+    labels = dict.fromkeys(f"{setting.label}, {setting.size}" for setting in group)
+    colours = {label: matplotlib.colormaps["tab10"](i % 10) for i, label in enumerate(labels)}
     for panel, decay in zip(panels, decays, strict=True):
         for setting in group:
             if setting.decay == decay:
                 label = f"{setting.label}, {setting.size}"
                 steps, losses = zip(*setting.mean_losses(), strict=True)
-                panel.plot(steps, losses, label=label, color=_colour(group, setting.label), linewidth=1)
+                panel.plot(steps, losses, label=label, color=colours[label], linewidth=1)
         panel.set_yscale("log")
         panel.set_title("no decay" if decay == 1 else f"decay {decay:g}", fontsize="medium")
         panel.grid(alpha=0.3)
     for panel in panels:
         panel.set_xlabel("step")
     figure.supylabel("training loss")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize="x-small")
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize="x-small")
     write_figure(figure, path)
 
 
@@ -141,7 +146,7 @@ def plot_memory(path: Path, group: Sequence[Setting]) -> None:
 
 
 def _single() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(8, 5), dpi=DOTS_PER_INCH, layout="constrained")
+    figure = Figure(figsize=(9, 5), dpi=DOTS_PER_INCH, layout="constrained")
     return figure, figure.subplots()
 
 
@@ -150,7 +155,7 @@ def _finish(axes: Axes, x: str, y: str) -> None:
     axes.set_ylabel(y)
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize="x-small")
+        axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 
 def _by_label(group: Sequence[Setting]) -> dict[str, list[Setting]]:

@@ -37,14 +37,23 @@ class Setting:
 
     @property
     def label(self) -> str:
-        """How weights are stored and moved."""
-        return f"{self.config['method']}, {self.config['optimizer']}"
+        """How weights are stored and moved, and on manifolds whether ranks follow a tolerance or stay."""
+        how = [self.config["method"], self.config["optimizer"]]
+        if self._fixed:
+            how.append("fixed ranks")
+        elif self.config["tau"] is not None:
+            how.append("by tolerance")
+        return ", ".join(how)
+
+    @property
+    def _fixed(self) -> bool:
+        return bool(self.config["adapt_every"] == 0)
 
     @property
     def size(self) -> str:
         """What decides on the ranks or masks."""
-        shown = [f"{name} {self.config[name]:g}" for name in _SIZES if self.config[name] is not None]
-        return ", ".join(shown) or "–"
+        names = [n for n in _SIZES if self.config[n] is not None and not (self._fixed and n == "tau")]
+        return ", ".join(f"{name} {self.config[name]:g}" for name in names) or "–"
 
     @property
     def decay(self) -> float:
