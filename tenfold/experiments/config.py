@@ -32,7 +32,7 @@ _ADDED_LATER: dict[str, Any] = {"optimizer": "sgd", "compression": None, "decay"
 _RECIPES: dict[str, dict[str, Any]] = {
     "digits": {"epochs": 20, "batch_size": 32, "lr": 0.05, "tau": 0.15},
     "mnist": {"epochs": 5, "batch_size": 64, "lr": 0.05, "tau": 0.2},
-    "cifar10": {"epochs": 20, "batch_size": 128, "lr": 0.1, "weight_decay": 5e-4, "tau": 0.05},
+    "cifar10": {"epochs": 20, "batch_size": 128, "lr": 0.1, "weight_decay": 5e-4, "tau": 0.06},
 }
 
 
