@@ -64,7 +64,7 @@ def make_network(config: TrainConfig, data: DataSet) -> nn.Module:
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def make_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(config: TrainConfig, model: nn.Module, total_steps: int) -> torch.optim.Optimizer:
     """The optimizer of a run, on the manifolds for factored weights.
 
     Plain parameters move in the same way under every method with the same optimizer: runs differ in the
@@ -78,10 +78,13 @@ def make_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimiz
     if config.method != "tucker":
         plain = torch.optim.SGD if config.optimizer == "sgd" else torch.optim.AdamW
         return plain(model.parameters(), **options)
-    options["rank_adaptation"] = _rank_policy(config)
     if moves_on_the_beat(config.optimizer):
-        options |= {"integrator": "fused", "model": model}
+        assert config.adapt_every is not None  # the configuration sees to it
+        # The last interval keeps the ranks, so that the network does not end in augmented bases.
+        options["rank_adaptation"] = _rank_policy(config, max(0, total_steps - config.adapt_every))
+        options |= {"integrator": "fused", "model": model, "core_steps": config.adapt_every}
     else:
+        options["rank_adaptation"] = _rank_policy(config)
         options["damping"] = config.damping or None  # 0 is the exact geometry
     return _ON_MANIFOLDS[config.optimizer](model.parameters(), **options)
 
@@ -118,11 +121,11 @@ def _rank(model: nn.Module, names: list[str], config: TrainConfig) -> float | in
     return rank_for_compression(config.method, shapes, config.compression)
 
 
-def _rank_policy(config: TrainConfig) -> RankPolicy | None:
+def _rank_policy(config: TrainConfig, stop: int | None = None) -> RankPolicy | None:
     """By the tolerance, or without one by the compression; none where ranks are not adapted."""
     if not config.adapt_every:
         return None
     if config.tau is not None:
-        return RankAdaptation(tol=config.tau, every=config.adapt_every)
+        return RankAdaptation(tol=config.tau, every=config.adapt_every, stop=stop)
     assert config.compression is not None  # one of the two decides
-    return BudgetAdaptation(compression=config.compression, every=config.adapt_every)
+    return BudgetAdaptation(compression=config.compression, every=config.adapt_every, stop=stop)

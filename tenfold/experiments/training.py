@@ -133,7 +133,7 @@ def evaluate(model: nn.Module, data: DataSet, *, amp: bool = False) -> tuple[flo
 def _fresh_state(config: TrainConfig, data: DataSet, device: torch.device, steps: int) -> TrainingState:
     torch.manual_seed(config.seed)
     model = make_network(config, data).to(device)
-    optimizer = make_optimizer(config, model)
+    optimizer = make_optimizer(config, model, steps * config.epochs)
     scheduler = make_scheduler(config, optimizer, steps * config.epochs)
     return TrainingState(config, model, optimizer, scheduler, rank_history=[(0, ranks(model))])
 

@@ -465,6 +465,27 @@ class TreeManifold(LowRankManifold):
         """The sum ``x + u``, exactly, in the bases of :meth:`augment`; arguments and result as there."""
         return self._widened(calculus.extend, x, u, frame)
 
+    def feasible(self, x: torch.Tensor) -> tuple[Self, torch.Tensor]:
+        """What :meth:`augment` or :meth:`extended` made, at ranks that a tensor can have.
+
+        Parameters
+        ----------
+        x : torch.Tensor
+            Point, shape ``(*batch, size)``.
+
+        Returns
+        -------
+        manifold : TreeManifold
+            A manifold of feasible ranks; equal to this one where its own are.
+        point : torch.Tensor
+            The same tensor, shape ``(*batch, manifold.size)``; ``x`` itself where nothing had to be done.
+        """
+        manifold = self.with_rank(self.tree.clip(self.shape, self._ranks))
+        if manifold.factor_shapes == self.factor_shapes:
+            return manifold, x
+        truncation = self.truncation(x)
+        return truncation.to([values.shape[-1] for values in truncation.singular_values])
+
     def _widened(
         self,
         build: Callable[..., list[torch.Tensor]],

@@ -157,7 +157,7 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
             curved = [p for p in live if isinstance(p, geoopt.ManifoldParameter)]
             adapting: list[Adapting] = []
             policy = group["rank_adaptation"]
-            policy = policy if policy is not None and policy.due(group["step"] + 1) else None
+            policy = policy if policy is not None and self._decides(group, group["step"] + 1) else None
             if policy is not None and group["check_finite"]:
                 self._require_finite([p.grad for p in curved], [], [])
             # Ranks are decided parameter by parameter.
@@ -181,6 +181,10 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
             update.commit(self.state[update.parameter])
         self._stabilize()
         return loss
+
+    def _decides(self, group: Group, step: int) -> bool:
+        """Whether ranks are decided in a step."""
+        return group["rank_adaptation"].due(step)
 
     def _move(
         self, group: Group, batch: Batch, adapt: bool, conditioning: list[torch.Tensor]

@@ -43,7 +43,8 @@ class _CoreIntegration(RiemannianOptimizer):
     integrator: Integrator
     _capture: Capture | None = None
 
-    def _integrate_with(self, integrator: Integrator | str, model: nn.Module | None) -> None:
+    def _integrate_with(self, integrator: Integrator | str, model: nn.Module | None, core_steps: int) -> None:
+        self._core_steps_default = core_steps
         self.integrator = Integrator(integrator)
         if (self.integrator is Integrator.FUSED) != (model is not None):
             raise ValueError(
@@ -62,8 +63,19 @@ class _CoreIntegration(RiemannianOptimizer):
             raise ValueError(f"{type(self).__name__} needs a rank_adaptation")
         if group["damping"] is not None:
             raise ValueError(f"{type(self).__name__} has no use for damping")
+        group.setdefault("core_steps", self._core_steps_default)
+        if not 1 <= group["core_steps"] <= group["rank_adaptation"].every:
+            raise ValueError(
+                f"core_steps must lie between 1 and the {group['rank_adaptation'].every} steps of the "
+                f"rank_adaptation's interval, got {group['core_steps']}"
+            )
 
     # When -------------------------------------------------------------------------------------
+
+    def _decides(self, group: Group, step: int) -> bool:
+        """Truncation ends the steps in augmented bases, which a beat begins."""
+        beat = step - group["core_steps"] + 1
+        return group["rank_adaptation"].due(beat)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Move every parameter that has a gradient, or none.
@@ -143,13 +155,19 @@ class _CoreIntegration(RiemannianOptimizer):
     ) -> list[Update | Adapting]:
         if not isinstance(batch.manifold, LowRankManifold):
             return list(super()._move(group, batch, adapt, conditioning))
-        if not group["rank_adaptation"].on_beat(group["step"] + 1):
-            # After `stop` the bases still move on the beat, at the ranks they have.
-            return self._core_steps(group, batch)
+        policy, step = group["rank_adaptation"], group["step"] + 1
+        if not policy.on_beat(step):
+            updates = self._core_steps(group, batch)
+            return [self._closed(update) for update in updates] if adapt else list(updates)
+        # After `stop` the bases still move on the beat, at the ranks they have.
+        holds = group["core_steps"] > 1 and policy.due(step)
         moved: list[Update | Adapting] = []
         members = zip(batch.split(batch.x, batch.state), batch.parts(batch.grad), strict=True)
         for (p, x, state), grad in members:
             wide, y, state = self._augmented_step(group, p, x, grad, state)
+            if holds:
+                moved.append(self._held_open(p, wide, y, state))
+                continue
             truncation = wide.truncation(y)
             if adapt:
                 moved.append(Adapting(p, truncation, state, wide, y))
@@ -158,7 +176,21 @@ class _CoreIntegration(RiemannianOptimizer):
                 moved.append(Update(p, z, self._transported(state, wide, y, new, z), new))
         return moved
 
-    def _core_steps(self, group: Group, batch: Batch) -> list[Update | Adapting]:
+    def _held_open(
+        self, p: geoopt.ManifoldParameter, wide: TreeManifold, y: torch.Tensor, state: State
+    ) -> Update:
+        """The augmented tensor, which waits for its truncation."""
+        new, z = wide.feasible(y)
+        state = state if z is y else self._transported(state, wide, y, new, z)
+        return Update(p, z, state, new)
+
+    @staticmethod
+    def _closed(update: Update) -> Adapting:
+        """The last step in augmented bases, ready for its truncation."""
+        p, y = update.parameter, update.point
+        return Adapting(p, p.manifold.truncation(y), update.state, p.manifold, y)
+
+    def _core_steps(self, group: Group, batch: Batch) -> list[Update]:
         """Bases stay; nothing but the cores moves."""
         manifold = batch.manifold
         factors = list(manifold.unpack_tensor(batch.x))
@@ -264,8 +296,10 @@ class TDLRT(_CoreIntegration, RiemannianSGD):
         (C^+, P_v) &= \text{HOSVD}_\tau(\hat C), \qquad U_v^+ = \hat U_v P_v .
 
     Before truncation this is ``W - lr P G`` with the orthogonal projection ``P`` on the augmented bases.
-    The steps between move the core alone. After ``rank_adaptation.stop`` the bases still move, at the
-    ranks they have.
+    The steps between move the core alone. With ``core_steps=k`` the truncation waits until the core has taken
+    ``k`` steps in the augmented bases, in which the directions that prove useful grow: with the truncation
+    in the same step a new direction stays only if a single step makes it larger than the tolerance.
+    After ``rank_adaptation.stop`` the bases still move, at the ranks they have.
 
     In contrast to a Riemannian step, which gives a new direction only its part of second order in the step,
     the augmented core has room for the gradient between new directions, so ranks grow at any step size.
@@ -281,6 +315,10 @@ class TDLRT(_CoreIntegration, RiemannianSGD):
         the model once and forms the same step from what its modules keep; ``"parallel"`` needs neither.
     model : torch.nn.Module or None
         For ``"fused"``: the network, on which forward hooks are registered until :meth:`close`.
+    core_steps : int
+        Steps in augmented bases before the truncation, from 1 to ``rank_adaptation.every``. Until
+        then the parameters have up to twice their ranks, so let ``rank_adaptation.stop`` come at least
+        ``every`` steps before the end.
 
     Raises
     ------
@@ -312,9 +350,10 @@ class TDLRT(_CoreIntegration, RiemannianSGD):
         rank_adaptation: RankPolicy,
         integrator: Integrator | str = Integrator.TWO_PASS,
         model: nn.Module | None = None,
+        core_steps: int = 1,
         **options: Any,
     ):
-        self._integrate_with(integrator, model)
+        self._integrate_with(integrator, model, core_steps)
         super().__init__(
             params,
             lr,
@@ -334,7 +373,7 @@ class TDLRTAdamW(_CoreIntegration, RiemannianAdamW):
     ----------
     params, lr, betas, eps, weight_decay, amsgrad, maximize, foreach, stabilize, check_finite
         As for :class:`RiemannianAdamW`.
-    rank_adaptation, integrator, model
+    rank_adaptation, integrator, model, core_steps
         As for :class:`TDLRT`.
     """
 
@@ -350,9 +389,10 @@ class TDLRTAdamW(_CoreIntegration, RiemannianAdamW):
         rank_adaptation: RankPolicy,
         integrator: Integrator | str = Integrator.TWO_PASS,
         model: nn.Module | None = None,
+        core_steps: int = 1,
         **options: Any,
     ):
-        self._integrate_with(integrator, model)
+        self._integrate_with(integrator, model, core_steps)
         options.setdefault("damping", None)
         super().__init__(
             params, lr, betas, eps, weight_decay, amsgrad, rank_adaptation=rank_adaptation, **options

@@ -126,6 +126,66 @@ def test_between_augmentations_only_the_core_moves():
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("manifold", MANIFOLDS, ids=str)
+@pytest.mark.parametrize("cls", [TDLRT, TDLRTAdamW])
+def test_the_truncation_waits_for_the_core_steps(manifold, cls):
+    """Augmented in steps 4, 8, ..., truncated two steps later; both integrators alike."""
+    goal = target(manifold)
+    policy = RankAdaptation(0.3, every=4, max_rank=2)
+    ranks, nets = [], []
+    for integrator in ("two-pass", "fused"):
+        net = Tensor(manifold)
+        optimizer = integrate(integrator, net, cls, lr=0.02, rank_adaptation=policy, core_steps=3)
+        sizes = []
+        for _ in range(12):
+            run(optimizer, net, goal, 1)
+            sizes.append(net.weight.numel())
+        ranks.append(sizes)
+        nets.append(net)
+    sizes = ranks[0]
+    assert ranks[1] == sizes
+    assert sizes[2] == manifold.size
+    assert sizes[3] == sizes[4] > manifold.size
+    assert sizes[5] == sizes[6] < sizes[4]
+    assert sizes[7] == sizes[8] > sizes[9]
+    torch.testing.assert_close(dense(nets[0].weight), dense(nets[1].weight))
+    twin = Tensor(nets[0].weight.manifold, nets[0].weight.detach())
+    assert twin.weight.manifold.check_point_on_manifold(twin.weight.detach())
+
+
+def test_directions_that_one_step_cannot_prove_grow_in_several():
+    truth = TuckerManifold((12, 12, 12), 4)
+    goal = truth.to_dense(truth.random(dtype=torch.float64, generator=generator(0)))
+    ranks = []
+    for core_steps in (1, 8):
+        net = Tensor(TuckerManifold((12, 12, 12), 2))
+        policy = RankAdaptation(0.1, every=8)
+        run(integrate("fused", net, lr=0.02, rank_adaptation=policy, core_steps=core_steps), net, goal, 15)
+        ranks.append(sum(net.weight.manifold.rank))
+    assert ranks[1] > ranks[0]
+
+
+def test_training_goes_on_between_augmentation_and_truncation():
+    goal = target(MANIFOLDS[0])
+    nets = [Tensor(MANIFOLDS[0]) for _ in "ab"]
+    policy = RankAdaptation(0.2, every=4)
+    first, second = (
+        integrate("two-pass", net, lr=0.1, momentum=0.9, rank_adaptation=policy, core_steps=4) for net in nets
+    )
+    run(first, nets[0], goal, 6)
+    nets[1].load_state_dict(nets[0].state_dict())
+    second.load_state_dict(first.state_dict())
+    assert run(first, nets[0], goal, 5) == run(second, nets[1], goal, 5)
+    assert torch.equal(nets[0].weight, nets[1].weight)
+
+
+@pytest.mark.parametrize("core_steps", [0, 6])
+def test_core_steps_fit_into_the_interval(core_steps):
+    net = Tensor(MANIFOLDS[0])
+    with pytest.raises(ValueError, match=f"between 1 and the 5 steps .* got {core_steps}"):
+        integrate("two-pass", net, rank_adaptation=RankAdaptation(0.1, every=5), core_steps=core_steps)
+
+
 def test_final_phase_moves_the_bases_at_fixed_rank():
     manifold, goal = MANIFOLDS[0], target(MANIFOLDS[0])
     net = Tensor(manifold)
