@@ -48,7 +48,8 @@ def _first_order(s: Sample, *, project: bool) -> Curve:
 def zero(s: Sample) -> Iterator[Measured]:
     y = s.manifold.retr(s.x, torch.zeros_like(s.x))
     yield s.equal("R(0) as a tensor", s.subject.dense(y), s.subject.dense(s.x))
-    yield s.same_points("R(0) in coordinates", y, s.x)
+    # The directions of small singular values are known up to the condition number.
+    yield s.same_points("R(0) in coordinates", y, s.x, condition=s.space.condition)
 
 
 @check("R2", "the retraction lands on the manifold and keeps the rank")
