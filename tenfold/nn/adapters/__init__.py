@@ -1,0 +1,23 @@
+"""Adapters: low-rank updates of the frozen weights of a pretrained model."""
+
+from tenfold.nn.adapters.adapt import adapt, adapter_names, describe, unadapt
+from tenfold.nn.adapters.layer import AdaptedConv2d, AdaptedLayer, AdaptedLinear, Adapter
+from tenfold.nn.adapters.report import AdaptedWeight, AdapterReport
+from tenfold.nn.adapters.switch import activate, deactivate, merge, unmerge
+
+__all__ = [
+    "AdaptedConv2d",
+    "AdaptedLayer",
+    "AdaptedLinear",
+    "AdaptedWeight",
+    "Adapter",
+    "AdapterReport",
+    "activate",
+    "adapt",
+    "adapter_names",
+    "deactivate",
+    "describe",
+    "merge",
+    "unadapt",
+    "unmerge",
+]
