@@ -13,7 +13,19 @@ from tenfold.nn.formats import RankLike
 from tenfold.nn.layer import LowRankLayer
 from tenfold.nn.sites import replace
 
-__all__ = ["adapt", "adapted_layers", "adapter_names", "describe", "install", "unadapt", "why_not"]
+__all__ = [
+    "adapt",
+    "adapted_layers",
+    "adapter_names",
+    "adapter_of",
+    "check_known",
+    "check_name",
+    "describe",
+    "install",
+    "kind_of",
+    "unadapt",
+    "why_not",
+]
 
 _ADAPTED: dict[type[nn.Module], type[AdaptedLayer]] = {
     cls.dense_type: cls for cls in (AdaptedLinear, AdaptedConv2d)
@@ -115,7 +127,7 @@ def adapt(
                 left[layer] = reason
             continue
         try:
-            new[layer] = Adapter(_kind_of(module).draw(module, rank), scale, dropout)
+            new[layer] = Adapter(kind_of(module).draw(module, rank), scale, dropout)
         except ValueError as error:
             raise ValueError(f"{layer}: {error}") from error
     if not new:
@@ -186,7 +198,7 @@ def install(model: nn.Module, name: str, new: Mapping[str, Adapter], kept: Seque
             frozen.add(key)
     for layer, adapter in new.items():
         module = model.get_submodule(layer)
-        _kind_of(module).attach(module, name, adapter)
+        kind_of(module).attach(module, name, adapter)
     replace(model, {})  # keeps torch's encoder layers off their fused path, which reads the weights alone
 
 
@@ -281,7 +293,8 @@ def _kind(module: nn.Module) -> type[AdaptedLayer] | None:
     return type(module) if isinstance(module, AdaptedLayer) else _ADAPTED.get(type(module))
 
 
-def _kind_of(module: nn.Module) -> type[AdaptedLayer]:
+def kind_of(module: nn.Module) -> type[AdaptedLayer]:
+    """The class of a layer with adapters, for one that passes :func:`why_not`."""
     kind = _kind(module)
     assert kind is not None
     return kind
