@@ -246,7 +246,18 @@ def adapter_of(layer: AdaptedLayer, name: str) -> Adapter:
 
 
 def adapter_names(model: nn.Module) -> tuple[str, ...]:
-    """Names of all adapters of a model, in the order in which layers have them."""
+    """Names of all adapters of a model, in the order in which layers have them.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Any model.
+
+    Returns
+    -------
+    tuple of str
+        Empty where there are none.
+    """
     return tuple(dict.fromkeys(name for layer in adapted_layers(model).values() for name in layer.adapters))
 
 

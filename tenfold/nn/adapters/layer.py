@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -55,7 +56,7 @@ class Adapter(nn.Module):
         return f"scale={self.scale}, share={self.share}"
 
 
-class AdaptedLayer(nn.Module):
+class AdaptedLayer(nn.Module, abc.ABC):
     r"""Base of the layers with updates; the layer stays the object that it was, its class changes.
 
     .. math:: y = W_0 x + b + \sum_a \text{share}_a \, \text{scale}_a \, M_a x
@@ -112,6 +113,10 @@ class AdaptedLayer(nn.Module):
             module.add_module("adapters", nn.ModuleDict())
             module.register_buffer("frozen_weight", None, persistent=False)
         module.get_submodule("adapters").add_module(name, adapter.train(module.training))
+
+    @abc.abstractmethod
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """What the dense layer computes, and the updates."""
 
     def detach_adapters(self) -> None:
         """Become the dense layer again; one that is merged keeps the merged weight."""
@@ -184,7 +189,7 @@ class AdaptedLinear(AdaptedLayer, nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Shape ``(*batch, in_features)`` to ``(*batch, out_features)``."""
-        return self._add_updates(input, super().forward(input))
+        return self._add_updates(input, nn.Linear.forward(self, input))
 
 
 class AdaptedConv2d(AdaptedLayer, nn.Conv2d):
@@ -205,4 +210,4 @@ class AdaptedConv2d(AdaptedLayer, nn.Conv2d):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Shape ``([b,] in_channels, h, w)`` to ``([b,] out_channels, h', w')``."""
-        return self._add_updates(input, super().forward(input))
+        return self._add_updates(input, nn.Conv2d.forward(self, input))
