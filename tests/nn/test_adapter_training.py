@@ -112,6 +112,24 @@ def test_a_first_step_that_adapts_ranks_truncates_the_exact_sum(start, damping):
         torch.testing.assert_close(found, -LR * u @ u.mT @ grad @ v @ v.mT)
 
 
+def test_exact_steps_of_adam_from_zero_are_no_longer_than_they_say():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(60, 50)).double()
+    adapt(model, rank=3)
+    update = model[0].adapters["default"].update
+    optimizer = RiemannianAdam([update.weight], LR, damping=None)  # damped ones are several times as long
+    before = update.dense_weight().detach()
+    for _ in range(6):
+        # Gradients that have nothing to do with each other turn the bases as fast as it goes.
+        x = torch.randn(8, 60, dtype=torch.float64)
+        optimizer.zero_grad()
+        model(x).mul(torch.randn(8, 50, dtype=torch.float64)).sum().backward()
+        optimizer.step()
+        after = update.dense_weight().detach()
+        assert torch.linalg.vector_norm(after - before) <= 1.01 * LR * update.manifold.size**0.5
+        before = after
+
+
 def network(dtype):
     torch.manual_seed(0)
     return nn.Sequential(

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tenfold.nn import densify, factorize
 from tenfold.nn.adapters import (
     AdaptedConv2d,
     AdaptedLinear,
@@ -291,6 +292,17 @@ def test_a_state_dictionary_loads_across_ranks_and_ends_a_merge():
     twin.load_state_dict(model.state_dict())
     assert describe(twin).layers == describe(model).layers
     assert torch.equal(twin(X), model(X))
+
+
+def test_converting_leaves_adapted_layers_alone():
+    model = stir_of(network())
+    expected = model(X)
+    densify(model)
+    report = factorize(model, rank=0.5)
+    assert not report.layers
+    assert set(report.left) == set(LAYERS)
+    assert torch.equal(model(X), expected)
+    assert describe(model).stored > 0
 
 
 def test_hooks_stay():
