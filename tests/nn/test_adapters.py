@@ -305,6 +305,46 @@ def test_converting_leaves_adapted_layers_alone():
     assert describe(model).stored > 0
 
 
+# A warning of the compiler about its own code.
+@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.*should not be:DeprecationWarning")
+@pytest.mark.parametrize("training", [True, False])
+def test_adapted_layers_compile_without_breaks(training):
+    model = stir_of(network()).train(training)
+    expected = model(X)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(X)
+    torch.testing.assert_close(compiled, expected)
+    compiled.sum().backward()
+    found = [p.grad.clone() for p in model.parameters() if p.requires_grad]
+    model.zero_grad()
+    expected.sum().backward()
+    torch.testing.assert_close(found, [p.grad for p in model.parameters() if p.requires_grad])
+
+
+@torch.no_grad()
+def test_adapted_layers_are_exported():
+    model = stir_of(network()).eval()
+    program = torch.export.export(model, (X,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.testing.assert_close(program.module()(X[:3]), model(X[:3]))
+
+
+def test_an_adapted_model_made_on_meta_loads():
+    model = stir_of(network())
+    with torch.device("meta"):
+        twin = network()
+    adapt(twin, rank=1)
+    twin.load_state_dict(model.state_dict(), assign=True)
+    assert torch.equal(twin(X), model(X))
+
+
+def test_updates_in_float32_train_under_autocast():
+    model = stir_of(network().float())
+    with torch.autocast("cpu", torch.bfloat16):
+        y = model(X.float())
+    y.float().sum().backward()
+    torch.testing.assert_close(y.float(), model(X.float()), rtol=5e-2, atol=5e-2)
+    assert all(p.grad.dtype == torch.float32 and p.grad.any() for p in model.parameters() if p.requires_grad)
+
+
 def test_hooks_stay():
     model = network()
     seen = []

@@ -13,17 +13,9 @@ from torch import nn
 
 from tenfold.manifolds import TreeManifold, move_
 from tenfold.nn.adapters import tensor_file
-from tenfold.nn.adapters.adapt import (
-    adapted_layers,
-    adapter_of,
-    check_known,
-    check_name,
-    describe,
-    install,
-    kind_of,
-    why_not,
-)
+from tenfold.nn.adapters.adapt import describe, install
 from tenfold.nn.adapters.layer import Adapter
+from tenfold.nn.adapters.lookup import adapted_layers, adapter_of, check_known, check_name, kind_of, why_not
 from tenfold.nn.adapters.report import AdapterReport
 from tenfold.nn.adapters.tensor_file import TensorFile
 from tenfold.nn.layer import LowRankLayer

@@ -12,7 +12,6 @@ the Tucker rank of the output channels.
 from __future__ import annotations
 
 import json
-import math
 import re
 from os import PathLike
 from pathlib import Path
@@ -24,9 +23,11 @@ from torch import nn
 from tenfold.linalg import qr, svd
 from tenfold.manifolds import FixedRankManifold, TreeManifold
 from tenfold.nn.adapters import tensor_file
-from tenfold.nn.adapters.adapt import adapted_layers, adapter_of, check_known, check_name, describe, install
+from tenfold.nn.adapters.adapt import describe, install
 from tenfold.nn.adapters.checkpoint import checked_layer, placed
 from tenfold.nn.adapters.layer import Adapter
+from tenfold.nn.adapters.lookup import adapted_layers, adapter_of, check_known, check_name
+from tenfold.nn.adapters.lora_config import read_configuration, scale_of
 from tenfold.nn.adapters.report import AdapterReport
 from tenfold.nn.adapters.tensor_file import TensorFile
 
@@ -34,40 +35,6 @@ __all__ = ["export_lora", "import_lora"]
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_READ = {
-    "peft_type",
-    "r",
-    "lora_alpha",
-    "lora_dropout",
-    "rank_pattern",
-    "alpha_pattern",
-    "use_rslora",
-    "bias",
-    "init_lora_weights",
-}
-# What says where a model came from, which layers were chosen, or how training began.
-_WITHOUT_EFFECT = {
-    "auto_mapping",
-    "base_model_name_or_path",
-    "corda_config",
-    "ensure_weight_tying",
-    "eva_config",
-    "exclude_modules",
-    "fan_in_fan_out",
-    "inference_mode",
-    "layers_pattern",
-    "layers_to_transform",
-    "loftq_config",
-    "lora_ga_config",
-    "megatron_config",
-    "megatron_core",
-    "peft_version",
-    "qalora_group_size",
-    "revision",
-    "runtime_config",
-    "target_modules",
-    "task_type",
-}
 
 
 def export_lora(
@@ -178,7 +145,7 @@ def import_lora(model: nn.Module, folder: str | PathLike[str], *, name: str = "d
     """
     check_name(name)
     source = Path(folder)
-    config = _configuration(source / _CONFIG)
+    config = read_configuration(source / _CONFIG)
     with tensor_file.opened(source / _WEIGHTS) as file:
         parts = re.compile(re.escape(_PREFIX) + r"(.+)\.lora_[AB]\.weight")
         matches = {key: parts.fullmatch(key) for key in file.shapes}
@@ -189,16 +156,13 @@ def import_lora(model: nn.Module, folder: str | PathLike[str], *, name: str = "d
         for layer in sorted({match[1] for match in matches.values() if match is not None}):
             update = checked_layer(model, layer, name, file.path)
             _check_geometry(layer, model.get_submodule(layer))
-            scale = _scale(config, layer, _rank(file, layer, update.layout.weight))
+            scale = scale_of(config, layer, _rank(file, layer, update.layout.weight))
             a, b = (file.read(f"{_PREFIX}{layer}.lora_{part}.weight") for part in "AB")
             new[layer] = Adapter(
                 placed(update, *_packed(update.manifold, b, a)), scale, config["lora_dropout"]
             )
     install(model, name, new)
     return describe(model, name)
-
-
-# Factors -------------------------------------------------------------------------------------
 
 
 def _loose(adapter: Adapter) -> tuple[torch.Tensor, torch.Tensor]:
@@ -253,63 +217,6 @@ def _check_geometry(layer: str, module: Any) -> None:
             f"PEFT ignores dilation={module.dilation} and padding_mode={module.padding_mode!r} of {layer!r}, "
             "so its adapters compute something else there"
         )
-
-
-# Configuration -------------------------------------------------------------------------------
-
-
-def _configuration(path: Path) -> dict[str, Any]:
-    """A checked configuration, with defaults where it is silent."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
-    try:
-        given = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is corrupt: {error}") from error
-    if not isinstance(given, dict) or given.get("peft_type") != "LORA":
-        kind = given.get("peft_type") if isinstance(given, dict) else None
-        raise ValueError(f"{path} describes no LoRA adapter, peft_type is {kind!r}")
-    defaults = {"lora_alpha": 8, "lora_dropout": 0.0, "use_rslora": False, "r": 8}
-    config = {**defaults, "rank_pattern": {}, "alpha_pattern": {}, **given}
-    for key in ("rank_pattern", "alpha_pattern"):
-        config[key] = config[key] or {}
-    strange = {key: config[key] for key in set(config) - _READ - _WITHOUT_EFFECT if config[key]}
-    if config.get("bias", "none") != "none":
-        strange["bias"] = config["bias"]
-    if config.get("init_lora_weights", True) not in (True, False, "gaussian", "eva", "orthogonal"):
-        strange["init_lora_weights"] = config["init_lora_weights"]  # it changes the frozen weights
-    if strange:
-        raise ValueError(f"{path} is more than plain LoRA: {strange}")
-    numbers = [config["r"], config["lora_alpha"], config["lora_dropout"]]
-    try:
-        patterns = [config["rank_pattern"], config["alpha_pattern"]]
-        numbers += [value for pattern in patterns for value in pattern.values()]
-        valid = all(math.isfinite(number) for number in numbers) and 0 <= config["lora_dropout"] < 1
-        for pattern in patterns:
-            for key in pattern:
-                re.compile(key)
-    except (TypeError, AttributeError, re.error):
-        valid = False
-    if not valid:
-        raise ValueError(f"{path} is corrupt: ranks, alphas or dropout are not what they should be")
-    return config
-
-
-def _scale(config: dict[str, Any], layer: str, rank: int) -> float:
-    """PEFT's factor of ``B A``; ValueError where the configuration has another rank than the file."""
-    wanted = _by_pattern(config["rank_pattern"], layer, config["r"])
-    if wanted != rank:
-        raise ValueError(f"the factors of {layer!r} have the rank {rank}, the configuration says {wanted}")
-    alpha = _by_pattern(config["alpha_pattern"], layer, config["lora_alpha"])
-    return float(alpha / (math.sqrt(rank) if config["use_rslora"] else rank))
-
-
-def _by_pattern(patterns: dict[str, Any], layer: str, default: Any) -> Any:
-    """What the first pattern says that the end of a layer's name fits, as in PEFT."""
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", layer):
-            return value
-    return default
 
 
 def _whole(number: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from tenfold.nn.adapters.adapt import adapted_layers, adapter_of, check_known
+from tenfold.nn.adapters.lookup import adapted_layers, adapter_of, check_known
 
 __all__ = ["activate", "deactivate", "merge", "unmerge"]
 
