@@ -315,6 +315,7 @@ def test_a_pretrained_transformer_goes_to_peft_and_back(tmp_path):
     words = torch.randint(30, (2, 7))
     expected = model(words).last_hidden_state
     export_lora(model, tmp_path / "ours", task_type="FEATURE_EXTRACTION")
+    assert "encoder.layer.0.attention.self.query" in peft_config(tmp_path / "ours")["target_modules"]
     loaded = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "ours")
     torch.testing.assert_close(loaded(words).last_hidden_state, expected, rtol=1e-4, atol=1e-4)
     loaded.save_pretrained(tmp_path / "theirs")

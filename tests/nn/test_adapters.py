@@ -207,6 +207,16 @@ def test_adapters_go_one_by_one_and_with_the_last_one_the_model_is_what_it_was()
     assert model.state_dict().keys() == network().state_dict().keys()
 
 
+def test_a_part_of_a_model_can_be_adapted_and_given_back():
+    model = nn.Sequential(network(), nn.Linear(4, 2).double())
+    before = snapshot(model)
+    adapt(model[0], rank=2, include=["4"])
+    assert model[1].weight.requires_grad
+    assert not model[0][0].weight.requires_grad
+    unadapt(model)
+    unchanged(model, before)
+
+
 def test_parameters_can_stay_trainable():
     model = network()
     report = adapt(model, rank=2, trainable=["6.*", "4.bias"])

@@ -164,11 +164,10 @@ def unadapt(model: nn.Module, *names: str) -> None:
                 layer.detach_adapters()
                 break
     replace(model, {})  # torch's encoder layers may use their fused path again
-    if not adapted_layers(model):
-        for key, parameter in model.named_parameters():
-            if key in model.__dict__.get(_FROZEN, ()):
-                parameter.requires_grad_(True)
-        model.__dict__.pop(_FROZEN, None)
+    for part in model.modules():  # adapt may have been given a part of this model
+        if _FROZEN in part.__dict__ and not adapted_layers(part):
+            for key in part.__dict__.pop(_FROZEN):
+                part.get_parameter(key).requires_grad_(True)
 
 
 def install(model: nn.Module, name: str, new: Mapping[str, Adapter], kept: Sequence[str] = ()) -> None:

@@ -96,7 +96,7 @@ def export_lora(
         "task_type": task_type,
         "base_model_name_or_path": base_model,
         "inference_mode": True,
-        "target_modules": "|".join(f"({re.escape(layer)})" for layer in ranks),
+        "target_modules": _targets(model, list(ranks)),
         "r": ranks[first],
         "lora_alpha": alphas[first],
         "rank_pattern": {} if uniform else {layer: ranks[layer] for layer in layers},
@@ -163,6 +163,14 @@ def import_lora(model: nn.Module, folder: str | PathLike[str], *, name: str = "d
             )
     install(model, name, new)
     return describe(model, name)
+
+
+def _targets(model: nn.Module, layers: list[str]) -> str | list[str]:
+    """The layers for PEFT, which takes a name in a list for the end of one, and a string for a pattern."""
+    ends = tuple(f".{layer}" for layer in layers)
+    if any(name.endswith(ends) for name, _ in model.named_modules()):
+        return "|".join(f"({re.escape(layer)})" for layer in layers)
+    return layers
 
 
 def _loose(adapter: Adapter) -> tuple[torch.Tensor, torch.Tensor]:
