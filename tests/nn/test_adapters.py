@@ -391,6 +391,18 @@ def test_bad_arguments_leave_the_model_as_it_was(arguments, message):
     unchanged(model, before)
 
 
+def test_a_further_adapter_leaves_the_head_trainable():
+    model = network()
+    adapt(model, rank=2, include=["0"], trainable=["6.*"])
+    adapt(model, rank=2, include=["4"], name="two")
+    assert model[6].weight.requires_grad
+    assert not any(p.requires_grad for p in (model[4].weight, model[4].bias, model[2].weight))
+    adapt(model, rank=2, include=["6"], name="three")
+    assert not model[6].weight.requires_grad
+    unadapt(model)
+    assert all(p.requires_grad for p in model.parameters())
+
+
 def test_layers_that_cannot_be_adapted_are_left_with_a_reason():
     class Own(nn.Linear):
         pass

@@ -47,7 +47,8 @@ def adapt(
     the start, so the model computes what it did. Any optimizer of :mod:`tenfold.optim` trains the parameters
     that require a gradient. Ranks follow its ``rank_adaptation``.
 
-    Called again with another ``name``, it adds a second adapter beside the first.
+    Called again with another ``name``, it adds a second adapter beside the first, and freezes nothing but
+    the layers that this one belongs to.
 
     Parameters
     ----------
@@ -171,7 +172,9 @@ def unadapt(model: nn.Module, *names: str) -> None:
 
 
 def install(model: nn.Module, name: str, new: Mapping[str, Adapter], kept: Sequence[str] = ()) -> None:
-    """Give layers of a model adapters that were made for them, and freeze what is none.
+    """Give layers of a model adapters that were made for them, and freeze it.
+
+    The first adapters of a model freeze everything, later ones the layers that they belong to.
 
     Parameters
     ----------
@@ -185,9 +188,10 @@ def install(model: nn.Module, name: str, new: Mapping[str, Adapter], kept: Seque
         Names of parameters that are not frozen.
     """
     frozen = model.__dict__.setdefault(_FROZEN, set())
-    updates = {id(p) for layer in adapted_layers(model).values() for p in layer.adapters.parameters()}
+    first = not adapted_layers(model)
     for key, parameter in model.named_parameters():
-        if parameter.requires_grad and key not in kept and id(parameter) not in updates:
+        concerned = first or key.rpartition(".")[0] in new
+        if concerned and parameter.requires_grad and key not in kept:
             parameter.requires_grad_(False)
             frozen.add(key)
     for layer, adapter in new.items():

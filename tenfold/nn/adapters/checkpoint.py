@@ -68,8 +68,8 @@ def save_adapter(model: nn.Module, path: str | PathLike[str], name: str = "defau
 def load_adapter(model: nn.Module, path: str | PathLike[str], *, name: str | None = None) -> AdapterReport:
     """Give a model the adapter that :func:`save_adapter` wrote.
 
-    Names and shapes in the file are compared with the model before a tensor is read. The model's own
-    parameters are frozen as by :func:`adapt`.
+    Names and shapes in the file are compared with the model before a tensor is read. Parameters are
+    frozen as by :func:`adapt`.
 
     Parameters
     ----------

@@ -117,8 +117,8 @@ def export_lora(
 def import_lora(model: nn.Module, folder: str | PathLike[str], *, name: str = "default") -> AdapterReport:
     """Give a model the adapter in a folder that PEFT saved; it trains and adapts its ranks like any other.
 
-    Names and shapes in the file are compared with the model before a tensor is read. The model's own
-    parameters are frozen as by :func:`adapt`.
+    Names and shapes in the file are compared with the model before a tensor is read. Parameters are
+    frozen as by :func:`adapt`.
 
     Parameters
     ----------
