@@ -2,6 +2,7 @@
 
 from geoopt import ManifoldParameter
 
+from tenfold.nn import adapters as adapters
 from tenfold.nn.attention import MultiheadAttention
 from tenfold.nn.averaging import AveragedModel
 from tenfold.nn.contraction import contract

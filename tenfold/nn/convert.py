@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from tenfold.manifolds import move_
+from tenfold.nn.adapters.layer import AdaptedLayer
 from tenfold.nn.attention import MultiheadAttention
 from tenfold.nn.choice import Decomposition, tolerance_for
 from tenfold.nn.formats import Format, RankLike
@@ -172,7 +173,9 @@ def densify(model: nn.Module) -> nn.Module:
     new: dict[nn.Module, nn.Module] = {}
     inside: set[nn.Module] = set()
     for module in model.modules():
-        if module not in inside and isinstance(module, LowRankLayer | MultiheadAttention):
+        if isinstance(module, AdaptedLayer):
+            inside.update(module.adapters.modules())  # updates are merged, not densified
+        elif module not in inside and isinstance(module, LowRankLayer | MultiheadAttention):
             inside.update(module.modules())
             new[module] = module.to_dense()
     replace(model, new)

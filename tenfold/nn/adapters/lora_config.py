@@ -1,0 +1,100 @@
+"""What a configuration of PEFT's LoRA says, and what of it changes the computation."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+__all__ = ["read_configuration", "scale_of"]
+
+_READ = {
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "rank_pattern",
+    "alpha_pattern",
+    "use_rslora",
+    "bias",
+    "init_lora_weights",
+}
+# What says where a model came from, which layers were chosen, or how training began.
+_WITHOUT_EFFECT = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "inference_mode",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+    "lora_ga_config",
+    "megatron_config",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+}
+
+
+def read_configuration(path: Path) -> dict[str, Any]:
+    """A checked configuration, with defaults where it is silent."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is corrupt: {error}") from error
+    if not isinstance(given, dict) or given.get("peft_type") != "LORA":
+        kind = given.get("peft_type") if isinstance(given, dict) else None
+        raise ValueError(f"{path} describes no LoRA adapter, peft_type is {kind!r}")
+    defaults = {"lora_alpha": 8, "lora_dropout": 0.0, "use_rslora": False, "r": 8}
+    config = {**defaults, "rank_pattern": {}, "alpha_pattern": {}, **given}
+    for key in ("rank_pattern", "alpha_pattern"):
+        config[key] = config[key] or {}
+    strange = {key: config[key] for key in set(config) - _READ - _WITHOUT_EFFECT if config[key]}
+    if config.get("bias", "none") != "none":
+        strange["bias"] = config["bias"]
+    if config.get("init_lora_weights", True) not in (True, False, "gaussian", "eva", "orthogonal"):
+        strange["init_lora_weights"] = config["init_lora_weights"]  # it changes the frozen weights
+    if strange:
+        raise ValueError(f"{path} is more than plain LoRA: {strange}")
+    numbers = [config["r"], config["lora_alpha"], config["lora_dropout"]]
+    try:
+        patterns = [config["rank_pattern"], config["alpha_pattern"]]
+        numbers += [value for pattern in patterns for value in pattern.values()]
+        valid = all(math.isfinite(number) for number in numbers) and 0 <= config["lora_dropout"] < 1
+        for pattern in patterns:
+            for key in pattern:
+                re.compile(key)
+    except (TypeError, AttributeError, re.error):
+        valid = False
+    if not valid:
+        raise ValueError(f"{path} is corrupt: ranks, alphas or dropout are not what they should be")
+    return config
+
+
+def scale_of(config: dict[str, Any], layer: str, rank: int) -> float:
+    """PEFT's factor of ``B A``; ValueError where the configuration has another rank than the file."""
+    wanted = _by_pattern(config["rank_pattern"], layer, config["r"])
+    if wanted != rank:
+        raise ValueError(f"the factors of {layer!r} have the rank {rank}, the configuration says {wanted}")
+    alpha = _by_pattern(config["alpha_pattern"], layer, config["lora_alpha"])
+    return float(alpha / (math.sqrt(rank) if config["use_rslora"] else rank))
+
+
+def _by_pattern(patterns: dict[str, Any], layer: str, default: Any) -> Any:
+    """What the first pattern says that the end of a layer's name fits, as in PEFT."""
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", layer):
+            return value
+    return default
