@@ -60,7 +60,13 @@ def test_ctrl_c_keeps_the_last_epoch_and_exits_130(quick, tmp_path):
     folder = tmp_path / "run"
     command = [*TENFOLD, *quick("--epochs", "100000", "--method", "dense", "--out", str(folder))]
     with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+        # A shell starts what runs in the background with the signal ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         deadline = time.monotonic() + 180
         while not (folder / "checkpoint.pt").exists() and time.monotonic() < deadline:
@@ -80,7 +86,7 @@ def test_ctrl_c_keeps_the_last_epoch_and_exits_130(quick, tmp_path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
-def test_ctrl_c_reaches_the_network_that_trains_apart(tmp_path, data_folder, capfd):
+def test_ctrl_c_reaches_the_network_that_trains_apart(tmp_path, data_folder, capfd, request):
     config = TrainConfig(
         data="mnist", data_dir=str(data_folder), method="dense", epochs=100_000, batch_size=16, device="cpu"
     )
@@ -91,6 +97,8 @@ def test_ctrl_c_reaches_the_network_that_trains_apart(tmp_path, data_folder, cap
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGINT)
 
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, handler))
     watcher = threading.Thread(target=interrupt_when_it_trains)
     watcher.start()
     assert train_apart(config, tmp_path, False, "tenfold train --again") == 130
