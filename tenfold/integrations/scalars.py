@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from tenfold.manifolds import rank_tuple
 from tenfold.nn import low_rank_parameters
 
 __all__ = ["rank_scalars"]
@@ -36,8 +37,7 @@ def rank_scalars(model: nn.Module) -> dict[str, float]:
     stored = dense = 0
     for name, parameter in low_rank_parameters(model):
         manifold = parameter.manifold
-        rank = (manifold.rank,) if isinstance(manifold.rank, int) else manifold.rank
-        scalars.update({f"rank/{name}/{k}": float(r) for k, r in enumerate(rank)})
+        scalars.update({f"rank/{name}/{k}": float(r) for k, r in enumerate(rank_tuple(manifold.rank))})
         count = parameter.numel() // manifold.size
         stored, dense = stored + parameter.numel(), dense + count * manifold.dense_size
     if dense:

@@ -7,7 +7,7 @@ from tenfold.manifolds.parameter import is_low_rank, move_
 from tenfold.manifolds.tensor_train import TensorTrainManifold
 from tenfold.manifolds.tree import Node, TensorTree
 from tenfold.manifolds.tree_manifold import TreeManifold
-from tenfold.manifolds.truncation import Truncation, ranks_by_tolerance
+from tenfold.manifolds.truncation import Truncation, rank_tuple, ranks_by_tolerance
 from tenfold.manifolds.tucker import TuckerManifold
 
 __all__ = [
@@ -22,5 +22,6 @@ __all__ = [
     "TuckerManifold",
     "is_low_rank",
     "move_",
+    "rank_tuple",
     "ranks_by_tolerance",
 ]

@@ -13,10 +13,26 @@ from tenfold.linalg import rounding_floor
 if TYPE_CHECKING:
     from tenfold.manifolds.base import LowRankManifold
 
-__all__ = ["RankBound", "Truncation", "check_tolerance", "ranks_by_tolerance"]
+__all__ = ["RankBound", "Truncation", "check_tolerance", "rank_tuple", "ranks_by_tolerance"]
 
 RankBound = int | Sequence[int] | None
 """A limit on ranks: one number for all of them, one per rank, or None for no limit."""
+
+
+def rank_tuple(rank: int | Sequence[int]) -> tuple[int, ...]:
+    """The rank of any format as a tuple.
+
+    Parameters
+    ----------
+    rank : int or sequence of int
+        As a manifold's ``rank``: one number, or one for each rank.
+
+    Returns
+    -------
+    tuple of int
+        One number for each rank.
+    """
+    return (rank,) if isinstance(rank, int) else tuple(rank)
 
 
 def check_tolerance(tol: float) -> float:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from typing_extensions import Self
 
-from tenfold.manifolds import TreeManifold, is_low_rank, move_
+from tenfold.manifolds import TreeManifold, is_low_rank, move_, rank_tuple
 from tenfold.nn.formats import Format, RankLike
 from tenfold.nn.layout import Layout
 from tenfold.nn.parameter import declare
@@ -173,8 +173,7 @@ class LowRankLayer(nn.Module, abc.ABC):
     @property
     def rank(self) -> tuple[int, ...]:
         """The current ranks of the weight."""
-        rank = self.manifold.rank
-        return (rank,) if isinstance(rank, int) else tuple(rank)
+        return rank_tuple(self.manifold.rank)
 
     @property
     def dense_numel(self) -> int:

@@ -8,7 +8,7 @@ import geoopt
 import torch
 from torch import nn
 
-from tenfold.manifolds import TreeManifold, is_low_rank
+from tenfold.manifolds import TreeManifold, is_low_rank, rank_tuple
 
 __all__ = ["factor_state_dict", "load_factor_state_dict"]
 
@@ -78,8 +78,7 @@ def load_factor_state_dict(model: nn.Module, state: Mapping[str, torch.Tensor]) 
             packed[name] = saved.pack_point(*factors)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        rank = [saved.rank] if isinstance(saved.rank, int) else list(saved.rank)
-        packed[f"{name}_rank"] = torch.tensor(rank)
+        packed[f"{name}_rank"] = torch.tensor(rank_tuple(saved.rank))
     model.load_state_dict(packed)
 
 

@@ -9,7 +9,7 @@ import geoopt
 import torch
 from torch import nn
 
-from tenfold.manifolds import LowRankManifold, is_low_rank, move_
+from tenfold.manifolds import LowRankManifold, is_low_rank, move_, rank_tuple
 
 __all__ = ["declare", "low_rank_parameters"]
 
@@ -109,8 +109,7 @@ def _save_ranks(
     module: nn.Module, state_dict: dict[str, torch.Tensor], prefix: str, local_metadata: Mapping[str, Any]
 ) -> None:
     for name, parameter in _own(module):
-        rank = parameter.manifold.rank
-        ranks = [rank] if isinstance(rank, int) else list(rank)
+        ranks = rank_tuple(parameter.manifold.rank)
         state_dict[f"{prefix}{name}{_RANK}"] = torch.tensor(ranks, device="cpu")
 
 

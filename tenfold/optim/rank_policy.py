@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-from tenfold.manifolds import LowRankManifold, Truncation
+from tenfold.manifolds import LowRankManifold, Truncation, rank_tuple
 
 __all__ = ["Pending", "RankPolicy", "policy_from_state", "policy_state"]
 
@@ -125,7 +125,7 @@ class RankPolicy(abc.ABC):
         limits = [self._limits(item) for item in pending]
         decided = []
         for item, bounds, ranks in zip(pending, limits, self.wanted(pending, limits, step), strict=True):
-            current = as_tuple(item.manifold.rank)
+            current = rank_tuple(item.manifold.rank)
             settled = []
             for rank, old, (low, high) in zip(ranks, current, bounds, strict=True):
                 if abs(rank - old) <= self.hysteresis * old:
@@ -161,17 +161,12 @@ class RankPolicy(abc.ABC):
     def _limits(self, item: Pending) -> list[tuple[int, int]]:
         limits = []
         for full, values in zip(
-            as_tuple(item.manifold.full_rank), item.truncation.singular_values, strict=True
+            rank_tuple(item.manifold.full_rank), item.truncation.singular_values, strict=True
         ):
             available = min(full, values.shape[-1])
             high = available if self.max_rank is None else min(available, _absolute(self.max_rank, full))
             limits.append((min(high, _absolute(self.min_rank, full)), high))
         return limits
-
-
-def as_tuple(rank: int | Sequence[int]) -> Ranks:
-    """The ranks of any format as a tuple."""
-    return (rank,) if isinstance(rank, int) else tuple(rank)
 
 
 def _absolute(bound: int | float, full: int) -> int:

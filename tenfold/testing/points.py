@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from tenfold.linalg import fold, mode_product, qr, unfold
-from tenfold.manifolds import LowRankManifold, TreeManifold
+from tenfold.manifolds import LowRankManifold, TreeManifold, rank_tuple
 
 __all__ = ["Spectrum", "other_gauge", "point_with", "rank_one_sum", "ranks_of"]
 
@@ -159,8 +159,7 @@ def rank_one_sum(
 
 def ranks_of(manifold: LowRankManifold) -> tuple[int, ...]:
     """The ranks as a tuple."""
-    rank: Any = manifold.rank
-    return (rank,) if isinstance(rank, int) else tuple(rank)
+    return rank_tuple(manifold.rank)
 
 
 def other_gauge(manifold: LowRankManifold, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
