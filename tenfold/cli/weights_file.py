@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tenfold.experiments.atomic import replacing
+from tenfold.atomic import replacing
 
 _WHERE = ("model", "state_dict", "model_state_dict")  # where training scripts put the state of the model
 

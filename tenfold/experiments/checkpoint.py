@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tenfold.experiments.atomic import replacing
+from tenfold.atomic import replacing
 from tenfold.experiments.config import TrainConfig
 from tenfold.experiments.metrics import EpochRecord
 

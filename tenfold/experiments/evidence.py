@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tenfold.experiments.atomic import write_text
+from tenfold.atomic import write_text
 from tenfold.experiments.evidence_plots import (
     plot_accuracy,
     plot_memory,

@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from tenfold.experiments.atomic import replacing
+from tenfold.atomic import replacing
 
 DOTS_PER_INCH = 120
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from tenfold.experiments.atomic import write_text
+from tenfold.atomic import write_text
 
 LOSS_WINDOW = 10
 """Steps whose losses are averaged in a record."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tenfold.experiments.atomic import write_text
+from tenfold.atomic import write_text
 from tenfold.experiments.runs import Run
 
 Table = list[list[str]]

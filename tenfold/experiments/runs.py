@@ -7,7 +7,7 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from tenfold.experiments.atomic import write_text
+from tenfold.atomic import write_text
 from tenfold.experiments.config import TrainConfig
 from tenfold.experiments.metrics import EpochRecord, read_records
 

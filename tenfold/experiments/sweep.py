@@ -13,7 +13,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from tenfold.experiments.atomic import write_text
+from tenfold.atomic import write_text
 from tenfold.experiments.config import TrainConfig
 from tenfold.experiments.grid import Entry, Sweep, run_id
 from tenfold.experiments.result import Result, read_results

@@ -60,8 +60,8 @@ def work(job: Job, threads: int) -> None:
 
 
 def _train(job: Job) -> None:
+    from tenfold.atomic import write_text
     from tenfold.experiments import checkpoint
-    from tenfold.experiments.atomic import write_text
     from tenfold.experiments.metrics import read_records
     from tenfold.experiments.result import Result
     from tenfold.experiments.runs import CHECKPOINT, METRICS

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tenfold.atomic import replacing
 from tenfold.linalg import qr, svd
 from tenfold.manifolds import FixedRankManifold, TreeManifold
 from tenfold.nn.adapters import tensor_file
@@ -109,7 +110,7 @@ def export_lora(
     }
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    with tensor_file.replacing(target / _CONFIG) as temporary:
+    with replacing(target / _CONFIG) as temporary:
         temporary.write_text(json.dumps(config, indent=2), encoding="utf-8")
         tensor_file.write(target / _WEIGHTS, tensors, {"format": "pt"})
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +9,9 @@ from typing import Any
 
 import torch
 
-__all__ = ["TensorFile", "opened", "replacing", "write"]
+from tenfold.atomic import replacing
+
+__all__ = ["TensorFile", "opened", "write"]
 
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -112,28 +113,6 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str
     contents = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
         save_file(contents, temporary, dict(metadata))
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside ``path``, and rename it to ``path`` on success.
-
-    Parameters
-    ----------
-    path : Path
-        The file to create or to replace.
-
-    Yields
-    ------
-    Path
-        The name to write to.
-    """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _library() -> Any:

@@ -1,6 +1,6 @@
 import pytest
 
-from tenfold.experiments.atomic import replacing, write_text
+from tenfold.atomic import replacing, write_text
 
 
 def test_a_file_is_replaced(tmp_path):
