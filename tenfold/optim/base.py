@@ -12,6 +12,7 @@ import geoopt
 import torch
 
 from tenfold.manifolds import LowRankManifold
+from tenfold.optim.agreement import agreed_ranks, check_agreement, require_company
 from tenfold.optim.master import MASTER, needs_master, working_point
 from tenfold.optim.rank_policy import RankPolicy, policy_from_state, policy_state
 from tenfold.optim.update import Adapting, Batch, State, Update, batches
@@ -140,7 +141,7 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
             If a gradient is not finite, or a step overflows; the parameter is named, and nothing
             has been changed.
         RuntimeError
-            If a gradient is sparse.
+            If a gradient is sparse; if another process has come to other values, after the step.
         """
         loss = None
         if closure is not None:
@@ -157,6 +158,8 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
             curved = [p for p in live if isinstance(p, geoopt.ManifoldParameter)]
             adapting: list[Adapting] = []
             policy = group["rank_adaptation"]
+            if policy is not None:
+                require_company(curved, self._name)
             policy = policy if policy is not None and self._decides(group, group["step"] + 1) else None
             if policy is not None and group["check_finite"]:
                 self._require_finite([p.grad for p in curved], [], [])
@@ -180,6 +183,7 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
         for update in updates:
             update.commit(self.state[update.parameter])
         self._stabilize()
+        check_agreement([u.parameter for u in updates if u.manifold is not None], self.state)
         return loss
 
     def _decides(self, group: Group, step: int) -> bool:
@@ -242,7 +246,8 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
 
     def _adapt(self, policy: RankPolicy, adapting: Sequence[Adapting], step: int) -> Iterable[Update]:
         """Decide on the ranks of all parameters of a group, and carry their state over."""
-        for item, ranks in zip(adapting, policy.decide([a.pending for a in adapting], step), strict=True):
+        decided = agreed_ranks(policy, [a.parameter for a in adapting], [a.pending for a in adapting], step)
+        for item, ranks in zip(adapting, decided, strict=True):
             new, y = item.truncation.to(ranks)
             state = self._transported(item.state, item.manifold, item.x, new, y, item.frame)
             yield Update(item.parameter, y, state, new)

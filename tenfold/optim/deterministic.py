@@ -11,8 +11,10 @@ from typing import Any, TypeAlias
 import geoopt
 import torch
 
+from tenfold.distributed.reducer import reducer_of
 from tenfold.manifolds import LowRankManifold, is_low_rank, move_
 from tenfold.manifolds.growth import grow
+from tenfold.optim.agreement import agreed_mean, agreed_ranks, check_agreement, require_company
 from tenfold.optim.curve import SearchCurve, Tangent, inner, riemannian
 from tenfold.optim.line_search import Trial, WolfeSearch
 from tenfold.optim.line_search_report import LineSearchReport, Outcome
@@ -125,7 +127,7 @@ class LineSearchOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
             raise TypeError(f"policy must be a RankPolicy, got {policy!r}")
         parameters = self._low_rank()
         pending = [Pending(p.manifold, p.manifold.truncation(p.detach())) for p in parameters]
-        decided = policy.decide(pending, step) if pending else []
+        decided = agreed_ranks(policy, parameters, pending, step) if pending else []
         self._change([item.truncation.to(rank) for item, rank in zip(pending, decided, strict=True)])
 
     @torch.no_grad()
@@ -168,6 +170,7 @@ class LineSearchOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
 
     def _change(self, targets: Sequence[tuple[LowRankManifold, torch.Tensor]]) -> None:
         """Put every low-rank parameter on another manifold, and transport its state there."""
+        require_company(self._low_rank(), lambda p: f"a parameter on {p.manifold}")  # type: ignore[attr-defined]
         changes = []
         for p, (new, y) in zip(self._low_rank(), targets, strict=True):
             old, x = p.manifold, p.detach()
@@ -176,6 +179,7 @@ class LineSearchOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
         for p, new, y, held in changes:
             move_(p, new, y)
             self.state[p] = held
+        check_agreement([p for p, *_ in changes], self.state)
 
     # The step --------------------------------------------------------------------------------
 
@@ -213,12 +217,14 @@ class LineSearchOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
     def _iterate(self, closure: Callable[[], Any]) -> torch.Tensor:
         group = self.param_groups[0]
         evaluations = 0
+        reduced = [p for p in group["params"] if reducer_of(p) is not None][:1]
 
         def evaluate() -> torch.Tensor:
             nonlocal evaluations
             evaluations += 1
             with torch.enable_grad():
-                return torch.as_tensor(closure()).detach()
+                loss = torch.as_tensor(closure()).detach()
+            return agreed_mean(reduced, [loss])[0] if reduced else loss
 
         first = evaluate()
         live = [p for p in group["params"] if p.grad is not None]

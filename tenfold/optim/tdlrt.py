@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from enum import Enum
-from typing import Any
+from typing import Any, TypeAlias
 
 import geoopt
 import torch
@@ -13,6 +13,7 @@ from torch import nn
 
 from tenfold.manifolds import LowRankManifold, TreeManifold, is_low_rank, move_
 from tenfold.optim.adam import RiemannianAdamW
+from tenfold.optim.agreement import agreed_mean, require_company
 from tenfold.optim.base import Group, RiemannianOptimizer
 from tenfold.optim.capture import Capture
 from tenfold.optim.master import needs_master
@@ -21,6 +22,9 @@ from tenfold.optim.sgd import RiemannianSGD
 from tenfold.optim.update import Adapting, Batch, State, Update
 
 __all__ = ["TDLRT", "Integrator", "TDLRTAdamW"]
+
+Augmented: TypeAlias = tuple[TreeManifold, torch.Tensor, torch.Tensor]
+"""Augmented manifold, point in it, and gradient of its core."""
 
 _FLAT = geoopt.Euclidean()
 """The core in fixed bases is an ordinary tensor."""
@@ -41,6 +45,7 @@ class _CoreIntegration(RiemannianOptimizer):
     """Steps of the core in bases that are augmented and truncated now and then."""
 
     integrator: Integrator
+    _augmented: dict[int, Augmented]
     _capture: Capture | None = None
 
     def _integrate_with(self, integrator: Integrator | str, model: nn.Module | None, core_steps: int) -> None:
@@ -108,45 +113,69 @@ class _CoreIntegration(RiemannianOptimizer):
                 loss = closure()
         elif self.integrator is Integrator.TWO_PASS:
             raise ValueError("the two-pass integrator evaluates the loss again: call step(closure)")
-        self._second = self._second_evaluation(closure) if closure is not None else {}
         try:
+            self._augmented = self._augmentations(closure)
             super().step()
         finally:
-            self._second = {}
+            self._augmented = {}
             if self._capture is not None:
                 self._capture.clear()
         return loss
 
     @torch.no_grad()
-    def _second_evaluation(self, closure: Callable[[], Any]) -> dict[int, tuple[Any, ...]]:
-        """Gradients of the augmented cores, with the parameters back where they were."""
-        if self.integrator is not Integrator.TWO_PASS:
+    def _augmentations(self, closure: Callable[[], Any] | None) -> dict[int, Augmented]:
+        """The parameters whose bases move in this step, in augmented bases, with the gradients there."""
+        if self.integrator is Integrator.PARALLEL:
             return {}
-        augmented: dict[int, tuple[Any, ...]] = {}
+        wide: list[tuple[geoopt.ManifoldParameter, TreeManifold, torch.Tensor]] = []
+        for group in self.param_groups:
+            if not group["rank_adaptation"].on_beat(group["step"] + 1):
+                continue
+            live = [p for p in group["params"] if p.grad is not None and is_low_rank(p)]
+            require_company(live, self._name)
+            self._require_finite([p.grad for p in live], [], [])
+            for p in live:
+                x = p.detach()
+                wide.append((p, *p.manifold.augment(x, p.manifold.egrad2rgrad(x, p.grad))))
+        if self.integrator is Integrator.FUSED:
+            # Each process has captured its own part of the batch.
+            members = [p for p, _, _ in wide]
+            grads = agreed_mean(members, [self._captured_gradient(*item) for item in wide])
+        else:
+            assert closure is not None
+            grads = self._second_evaluation(closure, wide) if wide else []
+        return {id(p): (m, y, grad) for (p, m, y), grad in zip(wide, grads, strict=True)}
+
+    def _captured_gradient(
+        self, p: geoopt.ManifoldParameter, wide: TreeManifold, y: torch.Tensor
+    ) -> torch.Tensor:
+        assert self._capture is not None
+        grad = self._capture.core_gradient(p, wide, y)
+        if grad is None:
+            raise ValueError(f"nothing was captured for {self._name(p)}: is it part of the model?")
+        return grad
+
+    def _second_evaluation(
+        self,
+        closure: Callable[[], Any],
+        wide: list[tuple[geoopt.ManifoldParameter, TreeManifold, torch.Tensor]],
+    ) -> list[torch.Tensor]:
+        """Gradients of the augmented cores by the closure, with the parameters back where they were."""
+        grads = []
+        homes = [(p, p.detach().clone()) for p, _, _ in wide]
         with ExitStack() as restore:
-            moved = []
-            for group in self.param_groups:
-                if not group["rank_adaptation"].on_beat(group["step"] + 1):
-                    continue
-                for p in group["params"]:
-                    if p.grad is None or not is_low_rank(p):
-                        continue
-                    home, x = p.manifold, p.detach().clone()
-                    self._require_finite([p.grad], [], [])
-                    wide, y = home.augment(x, home.egrad2rgrad(x, p.grad))
-                    restore.callback(move_, p, home, x)
-                    move_(p, wide, y)
-                    moved.append((p, wide, y, x))
-            if moved:
-                with torch.enable_grad():
-                    closure()
-            for p, wide, y, _ in moved:
+            for (p, x), (_, manifold, y) in zip(homes, wide, strict=True):
+                restore.callback(move_, p, p.manifold, x)
+                move_(p, manifold, y)
+            with torch.enable_grad():
+                closure()
+            for p, manifold, _ in wide:
                 if p.grad is None:
                     raise ValueError(f"the second evaluation gave {self._name(p)} no gradient")
-                augmented[id(p)] = (wide, y, _core(wide, p.grad).clone())
-        for p, _, _, x in moved:
+                grads.append(_core(manifold, p.grad).clone())
+        for p, x in homes:
             p.grad = torch.zeros_like(x)  # it takes part in the step; its gradient is the core's
-        return augmented
+        return grads
 
     # What -------------------------------------------------------------------------------------
 
@@ -215,17 +244,9 @@ class _CoreIntegration(RiemannianOptimizer):
     ) -> tuple[TreeManifold, torch.Tensor, State]:
         """The stepped tensor in the augmented bases, and the state in them."""
         home = p.manifold
-        if id(p) in self._second:
-            wide, y, core_grad = self._second[id(p)]
-        else:
-            rgrad = home.egrad2rgrad(x, grad)
-            if self.integrator is Integrator.PARALLEL:
-                return self._parallel_step(group, home, x, grad, rgrad, state)
-            wide, y = home.augment(x, rgrad)
-            assert self._capture is not None
-            core_grad = self._capture.core_gradient(p, wide, y)
-            if core_grad is None:
-                raise ValueError(f"nothing was captured for {self._name(p)}: is it part of the model?")
+        if self.integrator is Integrator.PARALLEL:
+            return self._parallel_step(group, home, x, grad, home.egrad2rgrad(x, grad), state)
+        wide, y, core_grad = self._augmented[id(p)]
         state = self._transported(state, home, x, wide, y)
         factors = list(wide.unpack_tensor(y))
         factors[wide.tree.root], state = self._stepped(group, factors[wide.tree.root], core_grad, state)

@@ -1,0 +1,329 @@
+"""Gradients of low-rank parameters, averaged over the processes of a training."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import geoopt
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from tenfold.distributed.fingerprint import fingerprint
+from tenfold.manifolds import is_low_rank, move_, rank_tuple
+
+__all__ = ["ManifoldReducer", "independent", "reducer_of"]
+
+_REDUCERS: Any = WeakTensorKeyDictionary()
+"""Who reduces a parameter; None for parameters that each process trains for itself."""
+
+
+class ManifoldReducer:
+    r"""Averages the gradients of low-rank parameters over processes, at any rank.
+
+    ``DistributedDataParallel`` copies gradients into buckets whose sizes are fixed when it is built, so it
+    cannot follow a parameter whose rank changes. Here the gradients, which are small, travel in one
+    flat all-reduce at the end of every backward pass, in the shapes that they have then. Averaging is
+    linear and leaves alone what is averaged already, so gradient accumulation is right with
+    or without :meth:`no_sync`, which only saves the communication.
+
+    Ranks are decided in process 0, and after every decision the processes compare fingerprints of points and
+    optimizer state.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Its low-rank parameters are reduced. They are marked so that a ``DistributedDataParallel`` built
+        around the module leaves them alone. They, and their ranks, become those of process 0.
+    process_group : torch.distributed.ProcessGroup or None
+        The processes; None means all.
+    on_difference : {"raise", "broadcast"}
+        What happens if a point or its state is not the same bit for bit in all processes after a
+        rank decision: an error, or everybody takes what process 0 has. Unlike processors, or
+        decompositions that are not deterministic, need ``"broadcast"``.
+
+    Attributes
+    ----------
+    bytes_reduced : int
+        What this process has put into all-reduces of gradients so far, in bytes.
+
+    Raises
+    ------
+    ValueError
+        If ``torch.distributed`` is not initialised, the module has no low-rank parameter, the parameters are
+        not the same in all processes, or one is reduced already.
+
+    Notes
+    -----
+    Complexity per backward pass: one all-reduce of the factored parameters and one number for each, per
+    type; four to sixteen bytes for each parameter after a rank decision. Every process must run as many
+    backward passes as the others.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        process_group: dist.ProcessGroup | None = None,
+        *,
+        on_difference: Literal["raise", "broadcast"] = "raise",
+    ):
+        if not dist.is_initialized():
+            raise ValueError("call torch.distributed.init_process_group() before building a ManifoldReducer")
+        if on_difference not in ("raise", "broadcast"):
+            raise ValueError(f"on_difference must be 'raise' or 'broadcast', got {on_difference!r}")
+        named = [(name, p) for name, p in module.named_parameters() if is_low_rank(p)]
+        if not named:
+            raise ValueError(f"{type(module).__name__} has no low-rank parameter to reduce")
+        for name, p in named:
+            if _REDUCERS.get(p) is not None:
+                raise ValueError(f"{name} is reduced already: one reducer per parameter")
+        self.process_group = process_group
+        self.processes = dist.get_world_size(process_group)
+        self.on_difference = on_difference
+        self.bytes_reduced = 0
+        self._names = [name for name, _ in named]
+        self._parameters = [p for _, p in named]
+        self._active = True
+        self._task: int | None = None
+        self._agree_on_structure()
+        self._start_equal()
+        ignored = set(getattr(module, "_ddp_params_and_buffers_to_ignore", ())) | set(self._names)
+        nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, ignored)
+        # Every parameter wakes it: a batch may leave all low-rank ones out in this process and not in others.
+        self._handles = [
+            p.register_post_accumulate_grad_hook(self._gradient_arrived)
+            for p in module.parameters()
+            if p.requires_grad
+        ]
+        for p in self._parameters:
+            _REDUCERS[p] = self
+
+    # Gradients --------------------------------------------------------------------------------
+
+    def _gradient_arrived(self, _: torch.Tensor) -> None:
+        """Ask once per backward pass to be called at its end."""
+        if not self._active:
+            return
+        task = torch._C._current_graph_task_id()
+        if task == self._task:
+            return
+        self._task = task
+        torch.autograd.Variable._execution_engine.queue_callback(self.reduce_gradients)
+
+    @torch.no_grad()
+    def reduce_gradients(self) -> None:
+        """Average the gradients now; backward passes outside :meth:`no_sync` end with it.
+
+        A parameter without a gradient here gets one if it has one in another process.
+        """
+        self._task = None
+        live = [p for p in self._parameters if p.requires_grad]
+        for (dtype, device), members in _by_type(live).items():
+            grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in members]
+            present = torch.tensor([p.grad is not None for p in members], dtype=dtype).to(device)
+            flat = torch.cat([present, *(grad.reshape(-1) for grad in grads)]) / self.processes
+            dist.all_reduce(flat, group=self.process_group)
+            self.bytes_reduced += flat.numel() * flat.element_size()
+            anywhere, *parts = flat.split([len(members), *(p.numel() for p in members)])
+            for k, (p, part) in enumerate(zip(members, parts, strict=True)):
+                if p.grad is not None:
+                    p.grad.copy_(part.view_as(p))
+                elif anywhere[k] > 0:
+                    p.grad = part.view_as(p).clone()
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Backward passes inside keep their gradients; the next one outside averages the sum."""
+        active, self._active = self._active, False
+        try:
+            yield
+        finally:
+            self._active = active
+
+    # What processes agree on ------------------------------------------------------------------
+
+    @torch.no_grad()
+    def mean(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Means of tensors over the processes, in one all-reduce per type.
+
+        Parameters
+        ----------
+        tensors : sequence of torch.Tensor
+            Of the same shapes in all processes.
+
+        Returns
+        -------
+        list of torch.Tensor
+            New tensors.
+        """
+        means: list[torch.Tensor] = [torch.empty(0)] * len(tensors)
+        positions = defaultdict(list)
+        for k, tensor in enumerate(tensors):
+            positions[tensor.dtype, tensor.device].append(k)
+        for ks in positions.values():
+            flat = torch.cat([tensors[k].detach().reshape(-1) for k in ks]) / self.processes
+            dist.all_reduce(flat, group=self.process_group)
+            self.bytes_reduced += flat.numel() * flat.element_size()
+            for k, part in zip(ks, flat.split([tensors[k].numel() for k in ks]), strict=True):
+                means[k] = part.view(tensors[k].shape)
+        return means
+
+    def first(self, ranks: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+        """The ranks that process 0 has decided on.
+
+        Parameters
+        ----------
+        ranks : sequence of sequence of int
+            What this process has decided; as many numbers as in the others.
+        """
+        sent = torch.tensor([rank for each in ranks for rank in each], dtype=torch.int64).to(self._device)
+        self._from_first(sent)
+        numbers = sent.tolist()
+        decided = []
+        for each in ranks:
+            decided.append(tuple(numbers[: len(each)]))
+            del numbers[: len(each)]
+        return decided
+
+    @torch.no_grad()
+    def check(self, items: Sequence[tuple[geoopt.ManifoldParameter, dict[str, Any]]]) -> None:
+        """Compare points and state between the processes.
+
+        Parameters
+        ----------
+        items : sequence of (geoopt.ManifoldParameter, dict)
+            Parameters of this reducer, and their optimizer state, in the same order everywhere.
+
+        Raises
+        ------
+        RuntimeError
+            In all processes, if a parameter or its state differs from that of process 0 and ``on_difference``
+            is ``"raise"``.
+        """
+        if not items or self.processes == 1:
+            return
+        ranks = [rank_tuple(p.manifold.rank) for p, _ in items]
+        mine = torch.stack(
+            [fingerprint(rank, []).to(self._device) for rank in ranks]
+            + [fingerprint([], [p, *_tensors(state)]).to(self._device) for p, state in items]
+        )
+        rows = self._gathered(mine)
+        for process, row in enumerate(rows):
+            for k in _unlike(rows[0], row):
+                p, _ = items[k % len(items)]
+                what = "rank" if k < len(items) else "value or optimizer state"
+                if self.on_difference == "raise" or k < len(items):
+                    raise RuntimeError(
+                        f"process {process} differs from process 0 in the {what} of {self._name(p)} "
+                        "after a rank decision: did every "
+                        "process take the same steps, on the same kind of processor? "
+                        "ManifoldReducer(..., on_difference='broadcast') takes over the values of process 0"
+                    )
+        if any(row != rows[0] for row in rows):
+            for p, state in items:
+                for tensor in (p.detach(), *_tensors(state)):
+                    self._from_first(tensor)
+
+    # Set-up -----------------------------------------------------------------------------------
+
+    @property
+    def _device(self) -> torch.device:
+        return self._parameters[0].device
+
+    def _name(self, parameter: torch.Tensor) -> str:
+        return next(n for n, p in zip(self._names, self._parameters, strict=True) if p is parameter)
+
+    def _agree_on_structure(self) -> None:
+        """Raise in all processes unless they have the same parameters, whatever their ranks."""
+        described = repr(
+            [
+                (name, type(p.manifold).__name__, p.manifold.shape, tuple(p.shape[:-1]), str(p.dtype))
+                for name, p in zip(self._names, self._parameters, strict=True)
+            ]
+        )
+        mark = fingerprint(described.encode(), []).to(self._device)
+        rows = self._gathered(mark.reshape(1))
+        for process, row in enumerate(rows):
+            if row != rows[0]:
+                raise ValueError(
+                    f"process {process} has other low-rank parameters than process 0; "
+                    f"here they are {described}"
+                )
+
+    def _start_equal(self) -> None:
+        """Take over ranks and points of process 0."""
+        decided = self.first([rank_tuple(p.manifold.rank) for p in self._parameters])
+        for p, rank in zip(self._parameters, decided, strict=True):
+            if rank != rank_tuple(p.manifold.rank):
+                manifold = p.manifold.with_rank(rank)
+                move_(p, manifold, p.detach().new_zeros(*p.shape[:-1], manifold.size))
+            self._from_first(p.detach())
+
+    def _gathered(self, mine: torch.Tensor) -> list[list[int]]:
+        """What each process has, process by process."""
+        table = [torch.empty_like(mine) for _ in range(self.processes)]
+        dist.all_gather(table, mine, group=self.process_group)
+        rows: list[list[int]] = torch.stack(table).tolist()
+        return rows
+
+    def _from_first(self, tensor: torch.Tensor) -> None:
+        source = 0 if self.process_group is None else dist.get_global_rank(self.process_group, 0)
+        dist.broadcast(tensor, src=source, group=self.process_group)
+
+    def close(self) -> None:
+        """Stop reducing and let go of the parameters."""
+        for handle in self._handles:
+            handle.remove()
+        for p in self._parameters:
+            _REDUCERS.pop(p, None)
+
+
+def reducer_of(parameter: torch.Tensor) -> ManifoldReducer | None:
+    """Who reduces the gradient of a parameter; None if nobody does, or this process is alone.
+
+    Parameters
+    ----------
+    parameter : torch.Tensor
+        Any parameter.
+    """
+    reducer: ManifoldReducer | None = _REDUCERS.get(parameter)
+    return reducer
+
+
+def is_alone(parameter: torch.Tensor) -> bool:
+    """Whether nobody reduces the gradient of a parameter although there are other processes."""
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return False
+    return parameter not in _REDUCERS
+
+
+def independent(module: nn.Module) -> None:
+    """Declare that each process trains the low-rank parameters of a module for itself, with ranks of its own.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Any module.
+    """
+    for p in module.parameters():
+        if is_low_rank(p):
+            _REDUCERS[p] = None
+
+
+def _by_type(parameters: Iterable[torch.Tensor]) -> dict[Any, list[torch.Tensor]]:
+    groups: dict[Any, list[torch.Tensor]] = {}
+    for p in parameters:
+        groups.setdefault((p.dtype, p.device), []).append(p)
+    return groups
+
+
+def _tensors(state: dict[str, Any]) -> list[torch.Tensor]:
+    return [state[name] for name in sorted(state) if isinstance(state[name], torch.Tensor)]
+
+
+def _unlike(first: Sequence[int], other: Sequence[int]) -> list[int]:
+    return [k for k, (a, b) in enumerate(zip(first, other, strict=True)) if a != b]
