@@ -37,8 +37,9 @@ class ManifoldReducer:
     Parameters
     ----------
     module : torch.nn.Module
-        Its low-rank parameters are reduced. They are marked so that a ``DistributedDataParallel`` built
-        around the module leaves them alone. They, and their ranks, become those of process 0.
+        Its low-rank parameters are reduced, but for those that another reducer has. They are marked so that a
+        ``DistributedDataParallel`` built around the module leaves them alone. They, and their ranks, become
+        those of process 0.
     process_group : torch.distributed.ProcessGroup or None
         The processes; None means all.
     on_difference : {"raise", "broadcast"}
@@ -48,14 +49,16 @@ class ManifoldReducer:
 
     Attributes
     ----------
+    active : bool
+        Whether backward passes end with a reduction; :meth:`no_sync` clears it for a while.
     bytes_reduced : int
         What this process has put into all-reduces of gradients so far, in bytes.
 
     Raises
     ------
     ValueError
-        If ``torch.distributed`` is not initialised, the module has no low-rank parameter, the parameters are
-        not the same in all processes, or one is reduced already.
+        If ``torch.distributed`` is not initialised, there is no low-rank parameter to reduce, or the
+        parameters are not the same in all processes.
 
     Notes
     -----
@@ -71,23 +74,22 @@ class ManifoldReducer:
         *,
         on_difference: Literal["raise", "broadcast"] = "raise",
     ):
-        if not dist.is_initialized():
+        if not (dist.is_available() and dist.is_initialized()):
             raise ValueError("call torch.distributed.init_process_group() before building a ManifoldReducer")
         if on_difference not in ("raise", "broadcast"):
             raise ValueError(f"on_difference must be 'raise' or 'broadcast', got {on_difference!r}")
-        named = [(name, p) for name, p in module.named_parameters() if is_low_rank(p)]
+        low_rank = [(name, p) for name, p in module.named_parameters() if is_low_rank(p)]
+        named = [(name, p) for name, p in low_rank if reducer_of(p) is None]
         if not named:
-            raise ValueError(f"{type(module).__name__} has no low-rank parameter to reduce")
-        for name, p in named:
-            if _REDUCERS.get(p) is not None:
-                raise ValueError(f"{name} is reduced already: one reducer per parameter")
+            already = f": all {len(low_rank)} have a reducer already" if low_rank else ""
+            raise ValueError(f"{type(module).__name__} has no low-rank parameter to reduce{already}")
         self.process_group = process_group
         self.processes = dist.get_world_size(process_group)
         self.on_difference = on_difference
         self.bytes_reduced = 0
         self._names = [name for name, _ in named]
         self._parameters = [p for _, p in named]
-        self._active = True
+        self.active = True
         self._task: int | None = None
         self._agree_on_structure()
         self._start_equal()
@@ -106,7 +108,7 @@ class ManifoldReducer:
 
     def _gradient_arrived(self, _: torch.Tensor) -> None:
         """Ask once per backward pass to be called at its end."""
-        if not self._active:
+        if not self.active:
             return
         task = torch._C._current_graph_task_id()
         if task == self._task:
@@ -138,11 +140,11 @@ class ManifoldReducer:
     @contextmanager
     def no_sync(self) -> Iterator[None]:
         """Backward passes inside keep their gradients; the next one outside averages the sum."""
-        active, self._active = self._active, False
+        active, self.active = self.active, False
         try:
             yield
         finally:
-            self._active = active
+            self.active = active
 
     # What processes agree on ------------------------------------------------------------------
 
@@ -294,11 +296,14 @@ def reducer_of(parameter: torch.Tensor) -> ManifoldReducer | None:
     return reducer
 
 
+def has_company() -> bool:
+    """Whether ``torch.distributed`` joins this process with others."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 def is_alone(parameter: torch.Tensor) -> bool:
     """Whether nobody reduces the gradient of a parameter although there are other processes."""
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
-        return False
-    return parameter not in _REDUCERS
+    return has_company() and parameter not in _REDUCERS
 
 
 def independent(module: nn.Module) -> None:

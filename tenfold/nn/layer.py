@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from typing_extensions import Self
 
+from tenfold.distributed.reducer import has_company
+from tenfold.distributed.sharded import is_sharded
 from tenfold.manifolds import TreeManifold, is_low_rank, move_, rank_tuple
 from tenfold.nn.formats import Format, RankLike
 from tenfold.nn.layout import Layout
@@ -165,6 +167,11 @@ class LowRankLayer(nn.Module, abc.ABC):
         """
         weight = self.weight
         if getattr(weight, "manifold", None) is None:
+            if is_sharded(weight) or (has_company() and isinstance(weight, nn.Parameter)):
+                raise TypeError(
+                    f"the weight of {type(self).__name__} has lost its manifold: shard models by "
+                    "tenfold.distributed.fully_shard, which leaves low-rank parameters whole"
+                )
             return self.__dict__["_declared"].manifold
         if is_low_rank(weight) and self.__dict__.get("_declared") is not weight:
             self.__dict__["_declared"] = weight

@@ -11,6 +11,7 @@ from typing import Any, NoReturn, TypeAlias
 import geoopt
 import torch
 
+from tenfold.distributed.sharded import is_sharded, total, whole
 from tenfold.manifolds import LowRankManifold
 from tenfold.optim.agreement import agreed_ranks, check_agreement, require_company
 from tenfold.optim.master import MASTER, needs_master, working_point
@@ -306,7 +307,7 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
 
     def _refuse(self, updates: list[Update]) -> NoReturn:
         for name, parameter in self._named():
-            if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+            if parameter.grad is not None and not torch.isfinite(whole(parameter.grad)).all():
                 raise ValueError(f"the gradient of {name} holds NaN or infinity; nothing was changed")
         for update in updates:
             if not all(torch.isfinite(tensor).all() for tensor in update.tensors):
@@ -401,6 +402,11 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
 
 def _magnitude(tensors: list[torch.Tensor]) -> torch.Tensor:
     """A zero-dimensional tensor that is finite if, short of overflow, all tensors are."""
+    sharded = [tensor for tensor in tensors if is_sharded(tensor)]
+    if sharded:
+        others = [tensor for tensor in tensors if not is_sharded(tensor)]
+        parts = [total(sharded), *([_magnitude(others)] if others else [])]
+        return torch.stack(parts).sum()
     if all(tensor.device.type == "cpu" for tensor in tensors):
         return torch.stack([tensor.sum().double() for tensor in tensors]).sum()  # the fastest pass there
     return torch.nn.utils.get_total_norm(tensors, float("inf"))

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import geoopt
 import torch
 
+from tenfold.distributed.sharded import whole
 from tenfold.linalg import vector_norm
 from tenfold.optim.update import batches
 
@@ -62,7 +63,9 @@ def clip_riemannian_norm_(
     if not live:
         return torch.zeros(())
     curved = [p for p in live if isinstance(p, geoopt.ManifoldParameter)]
-    norms = [torch.linalg.vector_norm(p.grad) for p in live if not isinstance(p, geoopt.ManifoldParameter)]
+    norms = [
+        whole(torch.linalg.vector_norm(p.grad)) for p in live if not isinstance(p, geoopt.ManifoldParameter)
+    ]
     for batch in batches(curved, defaultdict(dict), foreach=None):
         manifold = batch.manifold
         rgrad = manifold.egrad2rgrad(batch.x, batch.grad)
@@ -75,5 +78,5 @@ def clip_riemannian_norm_(
     factor = (max_norm / (total + 1e-6)).clamp(max=1.0)
     for p in live:
         if p.grad is not None:
-            p.grad.mul_(factor.to(p.grad))
+            p.grad.mul_(factor.to(p.grad.device, p.grad.dtype))
     return total

@@ -12,12 +12,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-
 DIED = "died"
 
 
 def launch(function: Callable[..., Any], processes: int, store, *arguments: Any, limit: float = 120) -> list:
-    """What `function(*arguments)` returns in each process (DIED if it was killed); exceptions become an AssertionError."""
+    """What `function(*arguments)` returns in each process; DIED where it was killed."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tenfold", "tests.distributed.trainings"])
     pipes, workers = [], []

@@ -20,7 +20,7 @@ from tests.distributed.trainings import TIDES, batch, dense, mine, network, rank
 def message(action) -> str:
     try:
         action()
-    except (ValueError, RuntimeError, NotImplementedError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
         return f"{type(error).__name__}: {error}"
     return "nothing happened"
 

@@ -88,7 +88,7 @@ def test_different_ranks_are_an_error(played):
     [
         ("other structure", "process 1 has other low-rank parameters than process 0"),
         ("nothing to reduce", "Linear has no low-rank parameter to reduce"),
-        ("reduced twice", "0.weight is reduced already"),
+        ("reduced twice", "all 2 have a reducer already"),
         ("wrong option", "on_difference must be 'raise' or 'broadcast', got 'ignore'"),
         ("join", "drop_last=True"),
     ],
