@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import geoopt
 import torch
 
+from tenfold.linalg import NonFiniteError
 from tenfold.manifolds import LowRankManifold, is_low_rank, move_
 from tenfold.manifolds.growth import grow
 from tenfold.optim.curve import SearchCurve, Tangent, inner, riemannian
@@ -225,7 +226,7 @@ class LineSearchOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
         loss, gradient = float(first), self._gradient(live)
         norm = math.sqrt(inner(live, gradient, gradient))
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise ValueError(
+            raise NonFiniteError(
                 f"the step starts at loss {loss} with a gradient of norm {norm}; nothing was changed"
             )
         accepted: list[tuple[Trial, Trial]] = []
