@@ -78,6 +78,8 @@ class StepGuard:
         the ``state_dict``.
     loss : Any
         What the closure of the last step returned first; None without a closure.
+    error : Exception or None
+        Why the last step was refused; None if it was not.
 
     Raises
     ------
@@ -141,6 +143,7 @@ class StepGuard:
         self.every = 100 if every is None else every
         self.taken = self.skipped = self.in_a_row = self.rollbacks = 0
         self.loss: Any = None
+        self.error: Exception | None = None
         self._rollback, self._kept = rollback, (*keep, optimizer) if keep else ()
         self._snapshot = Snapshot(self._kept)
 
@@ -177,7 +180,7 @@ class StepGuard:
         """
         if closure is not None and not (loss is None and scaler is None):
             raise ValueError("a closure goes alone: it returns the loss, and a GradScaler takes none")
-        self.loss = None
+        self.loss = self.error = None
         try:
             if loss is not None:
                 self._require_finite_loss(loss, scaler)
@@ -262,6 +265,7 @@ class StepGuard:
     # Policies --------------------------------------------------------------------------------
 
     def _refused(self, error: Exception) -> StepOutcome:
+        self.error = error
         if self.policy is OnNonFinite.RAISE:
             if isinstance(error, NonFiniteError):
                 raise error
