@@ -10,7 +10,7 @@ from typing import NoReturn
 from tenfold import __version__
 from tenfold.cli.evidence_arguments import add_report, add_sweep
 from tenfold.experiments.combinations import METHODS, OPTIMIZERS
-from tenfold.experiments.config import DATA_SETS, MODELS, SCHEDULES
+from tenfold.experiments.config import DATA_SETS, MODELS, ON_NAN, SCHEDULES
 
 FORMATS = ("tucker", "fixed-rank", "tensor-train")  # tenfold.nn.Format, without waiting for torch
 
@@ -115,6 +115,12 @@ def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
     how.add_argument("--seed", type=int, metavar="N", help="decides everything random (default: 0)")
     how.add_argument("--device", help="auto, cpu, cuda, cuda:1, … (default: auto)")
     how.add_argument("--amp", action="store_true", help="forward pass in bfloat16 autocast")
+    how.add_argument(
+        "--on-nan",
+        choices=ON_NAN,
+        help="what to do with a step that holds NaN or infinity: stop, leave it out, or go back to the last "
+        "checkpoint and draw other batches (default: raise)",
+    )
 
     where = parser.add_argument_group("where to, and what else")
     where.add_argument(
@@ -128,7 +134,13 @@ def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
         "--resume",
         action="store_true",
         default=False,
-        help="go on after the last finished epoch in DIR, with its options",
+        help="go on after the last checkpoint in DIR, with its options",
+    )
+    where.add_argument(
+        "--checkpoint-every",
+        type=int,
+        metavar="STEPS",
+        help="also save so often within an epoch (default: after every epoch)",
     )
     where.add_argument(
         "--beside-dense",

@@ -22,7 +22,7 @@ def train_visibly(config: TrainConfig, folder: Path, resume: bool, again: str) -
     folder : Path
         Where its files go.
     resume : bool
-        Go on after the last finished epoch in `folder`.
+        Go on after the last checkpoint in `folder`.
     again : str
         The command that resumes the run, told after Ctrl-C.
 
@@ -43,9 +43,15 @@ def train_visibly(config: TrainConfig, folder: Path, resume: bool, again: str) -
         with deaf_to_interrupts():
             path = folder / CHECKPOINT
             if path.is_file():
-                done = checkpoint.read(path)["epoch"]
-                complain(f"stopped; {done} of {config.epochs} epochs are kept. Go on with: {again}")
+                complain(f"stopped; {_kept(path, config)} are kept. Go on with: {again}")
             else:
-                complain("stopped before the first epoch was done; nothing is kept")
+                complain("stopped before the first checkpoint; nothing is kept")
         return INTERRUPTED
     return 0
+
+
+def _kept(path: Path, config: TrainConfig) -> str:
+    saved = checkpoint.read(path)
+    epochs = f"{saved['epoch']} of {config.epochs} epochs"
+    steps = 0 if saved["progress"] is None else saved["progress"]["done"]
+    return f"{epochs} and {steps} steps of the next" if steps else epochs

@@ -64,7 +64,8 @@ def write_weights(path: Path, state: dict[str, torch.Tensor]) -> None:
         if path.suffix == ".safetensors":
             _safetensors().save_file({key: value.contiguous() for key, value in state.items()}, temporary)
         else:
-            torch.save(state, temporary)
+            with temporary.open("wb") as file:  # torch's own way to open it hides why writing fails
+                torch.save(state, file)
 
 
 def dense_layers(state: dict[str, torch.Tensor]) -> nn.Module:

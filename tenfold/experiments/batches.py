@@ -11,12 +11,14 @@ from torch import Tensor
 from tenfold.experiments.data import DataSet
 
 
-def epoch_seed(seed: int, epoch: int) -> int:
+def epoch_seed(seed: int, epoch: int, rollbacks: int = 0) -> int:
     """A seed of 63 bits for one epoch; neighbouring seeds and epochs have nothing in common.
 
     A run that is resumed after epoch k needs no saved generator: epoch k + 1 draws what it would have drawn.
+    After every return to a checkpoint draws are others, so that what went wrong need not happen again.
     """
-    digest = hashlib.blake2b(f"{seed}/{epoch}".encode(), digest_size=8).digest()
+    again = f"/{rollbacks}" if rollbacks else ""
+    digest = hashlib.blake2b(f"{seed}/{epoch}{again}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
@@ -36,7 +38,12 @@ def steps_per_epoch(data: DataSet, batch_size: int) -> int:
 
 
 def training_batches(
-    data: DataSet, batch_size: int, generator: torch.Generator
+    data: DataSet,
+    batch_size: int,
+    generator: torch.Generator,
+    *,
+    order: Tensor | None = None,
+    start: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Shuffled, augmented and normalised batches of one epoch.
 
@@ -47,7 +54,11 @@ def training_batches(
     batch_size : int
         Images in a batch; an incomplete last batch is left out.
     generator : torch.Generator
-        On the CPU; draws the order and the augmentation.
+        On the CPU; draws the augmentation, and the order where none is given.
+    order : Tensor, optional
+        Numbers of all training images, int64 of shape (n,), on the CPU.
+    start : int
+        Batches of that order to leave out.
 
     Yields
     ------
@@ -56,8 +67,9 @@ def training_batches(
     labels : Tensor
         int64 of shape (batch_size,).
     """
-    order = torch.randperm(len(data.train), generator=generator)
-    for step in range(steps_per_epoch(data, batch_size)):
+    if order is None:
+        order = torch.randperm(len(data.train), generator=generator)
+    for step in range(start, steps_per_epoch(data, batch_size)):
         chosen = order[step * batch_size : (step + 1) * batch_size].to(data.train.images.device)
         images = data.train.images[chosen]
         if data.augment is not None:

@@ -1,18 +1,17 @@
-"""The state of a run after an epoch, on the disk: everything that the next epoch depends on."""
+"""The state of a run on the disk: everything that its next step depends on."""
 
 from __future__ import annotations
 
 import pickle
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from tenfold.atomic import replacing
 from tenfold.experiments.config import TrainConfig
 from tenfold.experiments.metrics import EpochRecord
+from tenfold.experiments.state import Progress, TrainingState
 
 _FORMAT = 1
 _KEYS = {
@@ -26,43 +25,24 @@ _KEYS = {
     "scheduler",
     "records",
     "rank_history",
+    "progress",
+    "rollbacks",
+    "guard",
 }
 
-
-@dataclass
-class TrainingState:
-    """A run between two epochs.
-
-    There is no random state in it: every epoch draws from generators that its seed and its number decide.
-
-    Parameters
-    ----------
-    config : TrainConfig
-        The run.
-    model, optimizer, scheduler
-        At the end of the last epoch.
-    epoch, step : int
-        Epochs and optimizer steps done.
-    records : list of EpochRecord
-        One for every epoch done.
-    rank_history : list of (int, dict)
-        Step and ranks of every layer, from the start (step 0) and then whenever a rank changed.
-    """
-
-    config: TrainConfig
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler
-    epoch: int = 0
-    step: int = 0
-    records: list[EpochRecord] = field(default_factory=list)
-    rank_history: list[tuple[int, dict[str, list[int]]]] = field(default_factory=list)
+# Keys that checkpoints of earlier versions do not have, with what they were.
+_ADDED_LATER: dict[str, Any] = {"progress": None, "rollbacks": 0, "guard": None}
 
 
 def save(path: Path, state: TrainingState) -> None:
-    """Write `state` to `path`; an interruption leaves the former file whole.
+    """Write `state` to `path`; an interruption or an error leaves the former file whole.
 
     The file holds tensors and plain Python data only and loads with ``torch.load(..., weights_only=True)``.
+
+    Raises
+    ------
+    OSError
+        The file cannot be written.
     """
     contents = {
         "format": _FORMAT,
@@ -75,9 +55,12 @@ def save(path: Path, state: TrainingState) -> None:
         "scheduler": state.scheduler.state_dict(),
         "records": [record.to_dict() for record in state.records],
         "rank_history": state.rank_history,
+        "progress": None if state.progress is None else state.progress.to_dict(),
+        "rollbacks": state.rollbacks,
+        "guard": None if state.guard is None else state.guard.state_dict(),
     }
-    with replacing(path) as temporary:
-        torch.save(contents, temporary)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        torch.save(contents, file)  # to an open file: torch's own way to open one hides why writing fails
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -86,7 +69,8 @@ def read(path: Path) -> dict[str, Any]:
     Returns
     -------
     dict
-        With the keys format, torch, config, epoch, step, model, optimizer, scheduler, records, rank_history.
+        With the keys format, torch, config, epoch, step, model, optimizer, scheduler, records, rank_history,
+        progress (None between two epochs), rollbacks, guard.
 
     Raises
     ------
@@ -104,6 +88,8 @@ def read(path: Path) -> dict[str, Any]:
             f"{path} is truncated or not a checkpoint ({type(error).__name__}); "
             "delete it to train from the start"
         ) from error
+    if isinstance(contents, dict):
+        contents = {**_ADDED_LATER, **contents}
     if not isinstance(contents, dict) or set(contents) != _KEYS or contents["format"] != _FORMAT:
         raise ValueError(f"{path} is not a checkpoint of a run of this version of tenfold")
     return contents
@@ -126,6 +112,8 @@ def check_same_run(path: Path, contents: dict[str, Any], config: TrainConfig) ->
 def restore(path: Path, contents: dict[str, Any], state: TrainingState) -> None:
     """Put what :func:`read` gave into `state`, whose model and optimizer are freshly built.
 
+    Within an epoch torch's own generators are set, too.
+
     Raises
     ------
     ValueError
@@ -135,9 +123,14 @@ def restore(path: Path, contents: dict[str, Any], state: TrainingState) -> None:
         state.model.load_state_dict(contents["model"])
         state.optimizer.load_state_dict(contents["optimizer"])  # after the model, which has the ranks
         state.scheduler.load_state_dict(contents["scheduler"])
+        if state.guard is not None:
+            state.guard.load_state_dict(contents["guard"])
     except (RuntimeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} does not fit the network {state.config.model!r}: {reason}") from error
-    state.epoch, state.step = contents["epoch"], contents["step"]
+    state.epoch, state.step, state.rollbacks = contents["epoch"], contents["step"], contents["rollbacks"]
     state.records = [EpochRecord(**values) for values in contents["records"]]
     state.rank_history = [(step, ranks) for step, ranks in contents["rank_history"]]
+    if contents["progress"] is not None:
+        device = next(state.model.parameters()).device
+        state.progress = Progress.from_dict(contents["progress"], device)

@@ -20,15 +20,22 @@ from tenfold.experiments.combinations import (
 DATA_SETS = ("digits", "mnist", "cifar10")
 MODELS = ("lenet5", "vgg-small", "vgg16", "alexnet", "resnet18")
 SCHEDULES = ("one-cycle", "cosine", "constant")
+ON_NAN = ("raise", "skip", "rollback")
 
-PLACE_FIELDS = ("data_dir", "device")
-"""Where a run takes place, not what it computes: the only fields a resumed run may change."""
+PLACE_FIELDS = ("data_dir", "device", "checkpoint_every")
+"""Where a run takes place and is saved, not what it computes; a resumed run may change these alone."""
 
 _LOW_RANK_DEFAULTS: dict[str, Any] = {"rank": 0.5, "tau": 0.15, "adapt_every": 10, "damping": 0.05}
 _OF_SOME_METHODS = (*_LOW_RANK_DEFAULTS, "compression", "decay")
 _ADAPTIVE_LR = 0.005  # of the adaptive optimizers, whatever the data
 # Fields that runs of earlier versions do not have, with what they did.
-_ADDED_LATER: dict[str, Any] = {"optimizer": "sgd", "compression": None, "decay": None}
+_ADDED_LATER: dict[str, Any] = {
+    "optimizer": "sgd",
+    "compression": None,
+    "decay": None,
+    "on_nan": "raise",
+    "checkpoint_every": None,
+}
 _RECIPES: dict[str, dict[str, Any]] = {
     "digits": {"epochs": 20, "batch_size": 32, "lr": 0.05, "tau": 0.15},
     "mnist": {"epochs": 5, "batch_size": 64, "lr": 0.05, "tau": 0.2},
@@ -91,10 +98,17 @@ class TrainConfig:
         Initial weights, order of the images, augmentation and dropout are a function of it.
     amp : bool
         Forward pass in bfloat16 autocast.
+    on_nan : {"raise", "skip", "rollback"}
+        What to do when a loss, a gradient or a step is not finite: stop with an error; leave the step out, at
+        most 10 in a row and 1000 in all; go back to the last checkpoint and draw the batches that follow
+        anew, at most 10 times. All but ``"raise"`` wait for the device in every step.
     device : str
         As torch names it (``"cpu"``, ``"cuda:1"``), or ``"auto"``: the GPU where there is one.
     data_dir : str, optional
         Folder of the data sets; the environment variable ``TENFOLD_DATA`` where it is None.
+    checkpoint_every : int, optional
+        Steps between two checkpoints within an epoch, at least 1; None saves after every epoch only. It does
+        not change the result, except that with ``on_nan="rollback"`` it decides how far a run goes back.
 
     Raises
     ------
@@ -124,8 +138,10 @@ class TrainConfig:
     schedule: str = "one-cycle"
     seed: int = 0
     amp: bool = False
+    on_nan: str = "raise"
     device: str = "auto"
     data_dir: str | None = None
+    checkpoint_every: int | None = None
 
     @classmethod
     def recipe(cls, **given: Any) -> TrainConfig:
@@ -154,6 +170,7 @@ class TrainConfig:
             ("method", METHODS),
             ("optimizer", OPTIMIZERS),
             ("schedule", SCHEDULES),
+            ("on_nan", ON_NAN),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
@@ -162,6 +179,8 @@ class TrainConfig:
         self._check_low_rank_fields()
         for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
             _check_integer(name, getattr(self, name), least)
+        if self.checkpoint_every is not None:
+            _check_integer("checkpoint_every", self.checkpoint_every, 1)
         for name, ok, wanted in (
             ("lr", _is_number(self.lr) and self.lr > 0, "a positive number"),
             ("momentum", _is_number(self.momentum) and 0 <= self.momentum < 1, "a number in [0, 1)"),
@@ -229,9 +248,19 @@ class TrainConfig:
         optimizer = dense_counterpart(self.optimizer)
         return replace(self, method="dense", optimizer=optimizer, factorize_all=False, **nothing)
 
+    def identity(self) -> dict[str, Any]:
+        """The fields that decide the result, ``on_nan`` only where it is not the default."""
+        values = {name: value for name, value in asdict(self).items() if name not in PLACE_FIELDS}
+        if self.on_nan == "raise":
+            del values["on_nan"]  # runs of earlier versions keep their identity
+        if self.on_nan == "rollback":
+            values["checkpoint_every"] = self.checkpoint_every
+        return values
+
     def differences(self, other: TrainConfig) -> list[tuple[str, Any, Any]]:
         """Fields in which two runs would compute something else, as (name, here, there)."""
-        names = [field.name for field in fields(self) if field.name not in PLACE_FIELDS]
+        decisive = {**self.identity(), **other.identity()}
+        names = [field.name for field in fields(self) if field.name in decisive]
         return [
             (n, getattr(self, n), getattr(other, n)) for n in names if getattr(self, n) != getattr(other, n)
         ]

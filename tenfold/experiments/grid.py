@@ -58,8 +58,7 @@ class Sweep:
 
 def run_id(config: TrainConfig) -> str:
     """Twelve hexadecimal digits that stand for all that decides the result of a run."""
-    values = {name: value for name, value in config.to_dict().items() if name not in PLACE_FIELDS}
-    return blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=6).hexdigest()
+    return blake2b(json.dumps(config.identity(), sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
 def read_sweep(path: Path, data_dir: str | None = None) -> Sweep:

@@ -13,7 +13,11 @@ from tenfold.atomic import write_text
 LOSS_WINDOW = 10
 """Steps whose losses are averaged in a record."""
 
-_ADDED_LATER: dict[str, Any] = {"losses": []}  # fields that records of earlier versions do not have
+_ADDED_LATER: dict[str, Any] = {
+    "losses": [],
+    "skipped": 0,
+    "rollbacks": 0,
+}  # fields that records of earlier versions do not have
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,8 @@ class EpochRecord:
     epoch, step : int
         Epochs and optimizer steps done.
     train_loss : float
-        Mean cross entropy over the epoch's batches, in nats, each at the weights of its step.
+        Mean cross entropy over the epoch's batches, in nats, each at the weights of its step; of the steps
+        that were taken, NaN if none was.
     test_loss, test_accuracy : float
         Mean cross entropy in nats and fraction of right answers over the test split, after the epoch.
     parameters, dense_parameters : int
@@ -44,6 +49,10 @@ class EpochRecord:
     losses : list of float
         Mean cross entropy over every :data:`LOSS_WINDOW` steps of the epoch in turn; the last window may be
         shorter.
+    skipped : int
+        Steps of the epoch that were not finite and left out.
+    rollbacks : int
+        Returns to a checkpoint in the epoch.
     """
 
     epoch: int
@@ -61,6 +70,8 @@ class EpochRecord:
     lr: float
     peak_memory: int | None
     losses: list[float] = field(default_factory=list)
+    skipped: int = 0
+    rollbacks: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain Python data."""

@@ -15,6 +15,7 @@ def table(runs: Sequence[Run]) -> Table:
     """Rows of cells, the first row and the first column being headings; one column per run.
 
     Accuracy is that of the last epoch, time the median over the epochs, memory the largest of the process.
+    Skipped steps and rollbacks have a row where there are some.
 
     Parameters
     ----------
@@ -33,6 +34,12 @@ def table(runs: Sequence[Run]) -> Table:
         ["time per step", *(f"{1000 * run.seconds_per_step:.2f} ms" for run in runs)],
         ["peak memory", *(_memory(run.peak_memory) for run in runs)],
     ]
+    for heading, counts in (
+        ("skipped steps", [sum(record.skipped for record in run.records) for run in runs]),
+        ("rollbacks", [sum(record.rollbacks for record in run.records) for run in runs]),
+    ):
+        if any(counts):
+            rows.append([heading, *map(str, counts)])
     layers = dict.fromkeys(name for run in runs for name in run.last.ranks)
     for name in layers:
         rows.append([f"rank of {name}", *(_rank(run.last.ranks.get(name)) for run in runs)])
@@ -83,7 +90,7 @@ def _settings(run: Run) -> str:
     shown = {
         name: value
         for name, value in run.config.to_dict().items()
-        if value is not None and name != "data_dir"
+        if value is not None and name not in ("data_dir", "checkpoint_every")
     }
     return ", ".join(f"{name} {value}" for name, value in shown.items())
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from tenfold.experiments.config import PLACE_FIELDS, TrainConfig
+from tenfold.experiments.config import TrainConfig
 from tenfold.experiments.grid import run_id
 from tenfold.experiments.machine import machine, versions
 from tenfold.experiments.metrics import LOSS_WINDOW, EpochRecord
@@ -36,7 +36,7 @@ class Result:
     status : {"finished", "diverged"}
         Whether the loss stayed finite.
     config : dict
-        The run, without data folder and device.
+        :meth:`TrainConfig.identity <tenfold.experiments.config.TrainConfig.identity>` of the run.
     tuning : dict, optional
         Of a run whose learning rate was chosen: ``rates`` (rate and training loss of each trial, None where
         it diverged), ``epochs`` and ``seed`` of the trials.
@@ -112,7 +112,7 @@ class Result:
             sweep=sweep,
             kind=kind,
             status="finished" if finished else "diverged",
-            config={k: v for k, v in config.to_dict().items() if k not in PLACE_FIELDS},
+            config=config.identity(),
             tuning=tuning,
             curve=[{k: _brief(getattr(record, k)) for k in _OF_A_CURVE} for record in records],
             losses=_losses(records),

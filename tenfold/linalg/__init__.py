@@ -9,6 +9,7 @@ from tenfold.linalg.decompositions import (
     svd,
     triangular_factor,
 )
+from tenfold.linalg.non_finite import NonFiniteError
 from tenfold.linalg.norms import vector_norm
 from tenfold.linalg.orthogonalize import orthogonalize
 from tenfold.linalg.tolerances import rounding_floor
@@ -16,6 +17,7 @@ from tenfold.linalg.unfolding import fold, mode_product, unfold
 
 __all__ = [
     "LINALG_DTYPES",
+    "NonFiniteError",
     "cholesky",
     "fold",
     "mode_product",

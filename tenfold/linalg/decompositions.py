@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import torch
 
+from tenfold.linalg.non_finite import NonFiniteError
+
 __all__ = ["LINALG_DTYPES", "cholesky", "qr", "solve_right_upper", "solve_upper", "svd", "triangular_factor"]
 
 LINALG_DTYPES = (torch.float32, torch.float64)
@@ -121,8 +123,8 @@ def svd(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     ------
     TypeError
         If the matrix is neither float32 nor float64.
-    ValueError
-        If it holds a NaN or an infinity and the driver did not survive it.
+    NonFiniteError
+        If it holds a NaN or an infinity and the driver did not survive it (a ValueError, too).
     """
     _check(matrix, "svd")
     matrix = matrix.detach()
@@ -144,7 +146,7 @@ def _svd_gesvd(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.
     from scipy.linalg import svd as scipy_svd
 
     if not torch.isfinite(matrix).all():
-        raise ValueError(f"svd of a matrix of shape {tuple(matrix.shape)} that holds NaN or infinity")
+        raise NonFiniteError(f"svd of a matrix of shape {tuple(matrix.shape)} that holds NaN or infinity")
     flat = matrix.reshape(-1, *matrix.shape[-2:]).double().cpu().numpy()
     parts = [scipy_svd(item, full_matrices=False, lapack_driver="gesvd") for item in flat]
     return tuple(  # type: ignore[return-value]

@@ -5,6 +5,7 @@ from tenfold.optim.base import IllConditionedWarning, RiemannianOptimizer
 from tenfold.optim.clipping import clip_riemannian_norm_
 from tenfold.optim.conjugate_gradient import RiemannianCG
 from tenfold.optim.deterministic import LineSearchOptimizer
+from tenfold.optim.guard import OnNonFinite, StepGuard, StepOutcome
 from tenfold.optim.lbfgs import RiemannianLBFGS
 from tenfold.optim.line_search import Trial, WolfeSearch
 from tenfold.optim.line_search_report import LineSearchReport, Outcome
@@ -23,6 +24,7 @@ __all__ = [
     "Integrator",
     "LineSearchOptimizer",
     "LineSearchReport",
+    "OnNonFinite",
     "Outcome",
     "Pending",
     "RankAdaptation",
@@ -34,6 +36,8 @@ __all__ = [
     "RiemannianOptimizer",
     "RiemannianSGD",
     "SecondMoment",
+    "StepGuard",
+    "StepOutcome",
     "TDLRTAdamW",
     "TangentMuon",
     "Trial",

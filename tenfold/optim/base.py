@@ -12,6 +12,7 @@ import geoopt
 import torch
 
 from tenfold.distributed.sharded import is_sharded, total, whole
+from tenfold.linalg import NonFiniteError
 from tenfold.manifolds import LowRankManifold
 from tenfold.optim.agreement import agreed_ranks, check_agreement, require_company
 from tenfold.optim.master import MASTER, needs_master, working_point
@@ -138,9 +139,9 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
 
         Raises
         ------
-        ValueError
-            If a gradient is not finite, or a step overflows; the parameter is named, and nothing
-            has been changed.
+        NonFiniteError
+            If a gradient is not finite, or a step overflows (a ValueError, too); the parameter is
+            named, and nothing has been changed.
         RuntimeError
             If a gradient is sparse; if another process has come to other values, after the step.
         """
@@ -226,7 +227,7 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
             for name in self._held(self.tangent_state, state):
                 state[name] = manifold.undamped(x, state[name], frame, **known)
         if group["check_finite"] and not torch.isfinite(step).all():
-            raise ValueError(f"the step of {self._name(parameter)} overflows; nothing was changed")
+            raise NonFiniteError(f"the step of {self._name(parameter)} overflows; nothing was changed")
         return [Adapting(parameter, manifold.truncation(x, step, **known), state, manifold, x, exact)]
 
     def _carry(
@@ -308,12 +309,12 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
     def _refuse(self, updates: list[Update]) -> NoReturn:
         for name, parameter in self._named():
             if parameter.grad is not None and not torch.isfinite(whole(parameter.grad)).all():
-                raise ValueError(f"the gradient of {name} holds NaN or infinity; nothing was changed")
+                raise NonFiniteError(f"the gradient of {name} holds NaN or infinity; nothing was changed")
         for update in updates:
             if not all(torch.isfinite(tensor).all() for tensor in update.tensors):
                 name = self._name(update.parameter)
-                raise ValueError(f"the step of {name} overflows; nothing was changed")
-        raise ValueError("the step holds NaN or infinity; nothing was changed")
+                raise NonFiniteError(f"the step of {name} overflows; nothing was changed")
+        raise NonFiniteError("the step holds NaN or infinity; nothing was changed")
 
     def _warn(self, reciprocal: float, dtypes: list[torch.dtype]) -> None:
         eps = max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0)

@@ -97,6 +97,11 @@ class Capture:
             total += torch.autograd.grad(output, core, call.grad)[0]
         return total
 
+    def forget_backward(self) -> None:
+        """Forget the calls whose output gradients are known; those of a forward pass under way stay."""
+        for key, calls in list(self._calls.items()):
+            self._calls[key] = [call for call in calls if call.grad is None]
+
     def clear(self) -> None:
         """Forget everything that has been captured."""
         self._calls.clear()

@@ -12,6 +12,7 @@ import geoopt
 import torch
 
 from tenfold.distributed.reducer import reducer_of
+from tenfold.linalg import NonFiniteError
 from tenfold.manifolds import LowRankManifold, is_low_rank, move_
 from tenfold.manifolds.growth import grow
 from tenfold.optim.agreement import agreed_mean, agreed_ranks, check_agreement, require_company
@@ -231,7 +232,7 @@ class LineSearchOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
         loss, gradient = float(first), self._gradient(live)
         norm = math.sqrt(inner(live, gradient, gradient))
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise ValueError(
+            raise NonFiniteError(
                 f"the step starts at loss {loss} with a gradient of norm {norm}; nothing was changed"
             )
         accepted: list[tuple[Trial, Trial]] = []

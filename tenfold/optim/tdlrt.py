@@ -188,6 +188,8 @@ class _CoreIntegration(RiemannianOptimizer):
         if not policy.on_beat(step):
             updates = self._core_steps(group, batch)
             return [self._closed(update) for update in updates] if adapt else list(updates)
+        if group["check_finite"]:
+            self._require_finite([batch.grad], [], [])  # directions that are not finite would be left out
         # After `stop` the bases still move on the beat, at the ranks they have.
         holds = group["core_steps"] > 1 and policy.due(step)
         moved: list[Update | Adapting] = []
@@ -291,6 +293,12 @@ class _CoreIntegration(RiemannianOptimizer):
             return super()._state_shape(parameter)
         manifold = parameter.manifold
         return (*parameter.shape[:-1], *manifold.factor_shapes[manifold.tree.root])
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients and what was captured with them; see :class:`torch.optim.Optimizer`."""
+        super().zero_grad(set_to_none)
+        if self._capture is not None:
+            self._capture.forget_backward()
 
     def close(self) -> None:
         """Remove the hooks that the integrator ``"fused"`` put on the model."""

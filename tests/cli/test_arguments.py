@@ -14,7 +14,8 @@ def test_every_field_of_a_run_has_its_option():
         "train --data cifar10 --data-dir d --model vgg16 --method tucker --tau 0.2 "
         "--optimizer muon --compression 0.5 --decay 2 "
         "--rank 0.25 --adapt-every 5 --damping 0.1 --factorize-all --epochs 3 --batch-size 8 --lr 0.1 "
-        "--momentum 0.5 --weight-decay 1e-4 --schedule cosine --seed 7 --device cpu --amp"
+        "--momentum 0.5 --weight-decay 1e-4 --schedule cosine --seed 7 --device cpu --amp "
+        "--on-nan skip --checkpoint-every 100"
     )
     options = vars(parse(line.split()))
     given = {name: options[name] for name in TrainConfig().to_dict()}  # KeyError if one were missing
@@ -40,6 +41,8 @@ def test_every_field_of_a_run_has_its_option():
         seed=7,
         device="cpu",
         amp=True,
+        on_nan="skip",
+        checkpoint_every=100,
     )
 
 

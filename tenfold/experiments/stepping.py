@@ -1,0 +1,100 @@
+"""One step of a run, and what becomes of it if it is not finite."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from tenfold.experiments.config import TrainConfig
+from tenfold.experiments.evaluation import logits_of
+from tenfold.experiments.state import TrainingState
+from tenfold.linalg import NonFiniteError
+from tenfold.optim import StepGuard, StepOutcome
+
+MAX_SKIPPED_IN_A_ROW = 10
+MAX_SKIPPED = 1000
+MAX_ROLLBACKS = 10
+
+
+class Diverged(ValueError):
+    """The loss is not finite any more."""
+
+
+class NotFinite(Exception):
+    """A step of a run that goes back to its last checkpoint then."""
+
+
+def make_guard(config: TrainConfig, optimizer: torch.optim.Optimizer) -> StepGuard | None:
+    """What looks at every step; None where an error of the optimizer, or a look at the loss, is enough.
+
+    A rollback is not the guard's: it goes back to the file.
+    """
+    if config.on_nan == "raise":
+        return None
+    if config.on_nan == "rollback":
+        return StepGuard(optimizer)
+    return StepGuard(optimizer, "skip", max_in_a_row=MAX_SKIPPED_IN_A_ROW, max_skipped=MAX_SKIPPED)
+
+
+def take_step(state: TrainingState, images: Tensor, labels: Tensor) -> tuple[Tensor, bool]:
+    """One optimizer and scheduler step.
+
+    Returns
+    -------
+    loss : Tensor
+        Of the batch.
+    taken : bool
+        Whether the weights have moved; a skipped step counts in the schedule, too.
+
+    Raises
+    ------
+    Diverged
+        The step is not finite.
+    NotFinite
+        The step is not finite, and the run is to go back.
+    """
+    loss = loss_of(state, images, labels)
+    state.optimizer.zero_grad()
+    loss.backward()
+    try:
+        taken = _move(state, loss)
+    except (NonFiniteError, torch.linalg.LinAlgError) as error:
+        where = f"{error}: training diverged in step {state.step + 1}"
+        if state.config.on_nan == "rollback":
+            raise NotFinite(where) from error
+        raise Diverged(f"{where}; {advice(state.config)}") from error
+    with warnings.catch_warnings():
+        if not taken:
+            # torch warns of a scheduler that is ahead of the optimizer, as it is meant to be here.
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+        state.scheduler.step()
+    state.step += 1
+    return loss.detach(), taken
+
+
+def loss_of(state: TrainingState, images: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross entropy of a batch."""
+    return nn.functional.cross_entropy(logits_of(state.model, images, amp=state.config.amp), labels)
+
+
+def check_finite(loss: float, config: TrainConfig, epoch: int, step: int) -> None:
+    """Raise Diverged unless the loss is a number."""
+    if not math.isfinite(loss):
+        raise Diverged(
+            f"the loss is {loss} in epoch {epoch}, step {step}: training diverged; {advice(config)}"
+        )
+
+
+def advice(config: TrainConfig) -> str:
+    """What may help a run that diverges."""
+    return f"try a learning rate below {config.lr:g}"
+
+
+def _move(state: TrainingState, loss: Tensor) -> bool:
+    if state.guard is None:
+        state.optimizer.step()
+        return True
+    return state.guard.step(loss) is StepOutcome.TAKEN
