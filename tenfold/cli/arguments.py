@@ -143,6 +143,13 @@ def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="also save so often within an epoch (default: after every epoch)",
     )
     where.add_argument(
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        default=600.0,
+        help="under torchrun: how long processes wait for one that has died (default: 600)",
+    )
+    where.add_argument(
         "--beside-dense",
         action="store_true",
         default=False,

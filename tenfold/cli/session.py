@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 from tenfold.cli.display import display
 from tenfold.cli.errors import INTERRUPTED, complain, deaf_to_interrupts
 from tenfold.experiments import checkpoint
 from tenfold.experiments.config import TrainConfig
+from tenfold.experiments.processes import TIMEOUT, leads
 from tenfold.experiments.runs import CHECKPOINT
 from tenfold.experiments.training import train
 
 
-def train_visibly(config: TrainConfig, folder: Path, resume: bool, again: str) -> int:
+def train_visibly(
+    config: TrainConfig, folder: Path, resume: bool, again: str, timeout: float = TIMEOUT
+) -> int:
     """Train and show it.
 
     Parameters
@@ -25,6 +29,8 @@ def train_visibly(config: TrainConfig, folder: Path, resume: bool, again: str) -
         Go on after the last checkpoint in `folder`.
     again : str
         The command that resumes the run, told after Ctrl-C.
+    timeout : float
+        Seconds that processes of one run wait for each other.
 
     Returns
     -------
@@ -37,9 +43,11 @@ def train_visibly(config: TrainConfig, folder: Path, resume: bool, again: str) -
         As :func:`tenfold.experiments.training.train`.
     """
     try:
-        with display() as observer:
-            train(config, folder, resume=resume, observer=observer)
+        with display() if leads() else nullcontext(None) as observer:
+            train(config, folder, resume=resume, observer=observer, timeout=timeout)
     except KeyboardInterrupt:
+        if not leads():
+            return INTERRUPTED
         with deaf_to_interrupts():
             path = folder / CHECKPOINT
             if path.is_file():

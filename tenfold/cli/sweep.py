@@ -7,9 +7,11 @@ import shlex
 
 from tenfold.cli.errors import INTERRUPTED, complain
 from tenfold.experiments.grid import read_sweep
+from tenfold.experiments.processes import joined
 from tenfold.experiments.sweep import RESULTS, SweepRunner
 
 _INCOMPLETE = 1
+_PATIENCE = 30 * 24 * 3600.0  # seconds; processes with little to do wait for the others
 
 
 def sweep_command(options: argparse.Namespace) -> int:
@@ -31,9 +33,15 @@ def sweep_command(options: argparse.Namespace) -> int:
         A mistake of the user, in one line.
     """
     sweep = read_sweep(options.file, options.data_dir)
-    runner = SweepRunner(sweep, options.out, options.jobs, tell=_tell)
+    with joined("cpu", _PATIENCE) as processes:
+        tell = _tell if processes.first else _silence
+        return _carry_out(options, SweepRunner(sweep, options.out, options.jobs, tell, processes))
+
+
+def _carry_out(options: argparse.Namespace, runner: SweepRunner) -> int:
+    sweep = runner.sweep
     trials, runs = runner.left()
-    _tell(
+    runner.tell(
         f"{sweep.name}: {trials} of {len(sweep.trials)} trials and {runs} of {len(sweep.entries)} runs to do"
     )
     if options.dry_run:
@@ -42,11 +50,16 @@ def sweep_command(options: argparse.Namespace) -> int:
         complete = runner.run()
     except KeyboardInterrupt:
         again = ["tenfold", "sweep", str(options.file), "--out", str(options.out)]
-        complain(f"stopped. Go on with: {shlex.join(again)}")
+        if runner.processes.first:
+            complain(f"stopped. Go on with: {shlex.join(again)}")
         return INTERRUPTED
-    _tell(f"{options.out / RESULTS} is written")
+    runner.tell(f"{options.out / RESULTS} is written")
     return 0 if complete else _INCOMPLETE
 
 
 def _tell(line: str) -> None:
     print(line, flush=True)
+
+
+def _silence(line: str) -> None:
+    """What processes but the first say."""

@@ -12,6 +12,7 @@ from tenfold.cli.session import train_visibly
 from tenfold.cli.twin import train_apart
 from tenfold.experiments.comparison import COMPARISON, COMPARISON_PLOT, read_runs, write_comparison
 from tenfold.experiments.config import TrainConfig
+from tenfold.experiments.processes import launched, leads, restarted
 from tenfold.experiments.report import table
 from tenfold.experiments.runs import CHECKPOINT, REPORT, read_config
 
@@ -39,22 +40,27 @@ def train_command(options: argparse.Namespace) -> int:
     names = {field.name for field in fields(TrainConfig)}
     given = {name: value for name, value in vars(options).items() if name in names}
     folder = options.out or _default_folder(given)
-    config = _config(given, folder, options.resume)
+    resume = options.resume or (restarted() and (folder / CHECKPOINT).is_file())
+    config = _config(given, folder, resume)
     if options.beside_dense and config.method == "dense":
         raise ValueError("--beside-dense has no effect on the method 'dense'")
-    if options.beside_dense and not options.resume and (folder / _TWIN / CHECKPOINT).exists():
+    if options.beside_dense and not resume and (folder / _TWIN / CHECKPOINT).exists():
         raise ValueError(
             f"{folder / _TWIN} already holds a run: resume it with --resume, or choose another --out"
         )
     again = _command_line(folder, options.beside_dense)
-    code = train_visibly(config, folder, options.resume, again)
+    code = train_visibly(config, folder, resume, again, options.timeout)
     if code != 0:
         return code
     if options.beside_dense:
-        going_on = options.resume and (folder / _TWIN / CHECKPOINT).is_file()
-        code = train_apart(config.dense_twin(), folder / _TWIN, going_on, again)
+        going_on = resume and (folder / _TWIN / CHECKPOINT).is_file()
+        apart = train_visibly if launched() else train_apart  # processes joined once stay what they are
+        code = apart(config.dense_twin(), folder / _TWIN, going_on, again)
         if code != 0:
             return code
+    if not leads():
+        return 0
+    if options.beside_dense:
         runs = read_runs([folder, folder / _TWIN])
         write_comparison(folder, runs)
         print_table(table(runs))

@@ -88,7 +88,8 @@ def train_epoch(
 
 
 def _record(state: TrainingState, progress: Progress, data: DataSet, compression: Compression) -> EpochRecord:
-    test_loss, test_accuracy = evaluate(state.model, data, amp=state.config.amp)
+    state.processes.share_buffers(state.model)
+    test_loss, test_accuracy = evaluate(state.model, data, amp=state.config.amp, processes=state.processes)
     windows = torch.stack(progress.losses).split(LOSS_WINDOW) if progress.losses else ()
     return EpochRecord(
         epoch=state.epoch + 1,

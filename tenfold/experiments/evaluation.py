@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
 from tenfold.experiments.batches import evaluation_batches
 from tenfold.experiments.data import DataSet
+from tenfold.experiments.processes import Processes
 
 _BATCH = 500
 
@@ -33,7 +35,9 @@ def logits_of(model: nn.Module, images: Tensor, *, amp: bool = False) -> Tensor:
     return logits.float()
 
 
-def evaluate(model: nn.Module, data: DataSet, *, amp: bool = False) -> tuple[float, float]:
+def evaluate(
+    model: nn.Module, data: DataSet, *, amp: bool = False, processes: Processes | None = None
+) -> tuple[float, float]:
     """Mean cross entropy (in nats) and fraction of right answers of `model` on the test split.
 
     Parameters
@@ -44,15 +48,20 @@ def evaluate(model: nn.Module, data: DataSet, *, amp: bool = False) -> tuple[flo
         Its test split is used.
     amp : bool
         Run the network in bfloat16 autocast.
+    processes : Processes, optional
+        Those that share the work; each takes a part of the batches, and all get the answer.
     """
+    processes = processes or Processes()
     was_training = model.training
     model.eval()
     loss = torch.zeros((), device=data.test.labels.device, dtype=torch.float64)
     right = torch.zeros((), device=data.test.labels.device, dtype=torch.int64)
     with torch.no_grad():
-        for images, labels in evaluation_batches(data, _BATCH):
+        batches = evaluation_batches(data, _BATCH)
+        for images, labels in islice(batches, processes.number, None, processes.count):
             logits = logits_of(model, images, amp=amp)
             loss += nn.functional.cross_entropy(logits, labels, reduction="sum")
             right += (logits.argmax(dim=1) == labels).sum()
     model.train(was_training)
+    loss, right = processes.sum(loss), processes.sum(right)
     return loss.item() / len(data.test), right.item() / len(data.test)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tenfold.experiments.batches import epoch_seed
 from tenfold.experiments.config import TrainConfig
 from tenfold.experiments.metrics import EpochRecord
+from tenfold.experiments.processes import Processes
 from tenfold.optim import StepGuard
 
 
@@ -115,6 +116,10 @@ class TrainingState:
         After the last step.
     guard : StepGuard, optional
         Takes the steps, where something else than an error follows on one that is not finite.
+    processes : Processes
+        Those that train together.
+    parallel : nn.Module, optional
+        The model as it is called in training, if there are several processes.
     epoch, step : int
         Epochs and batches done.
     progress : Progress, optional
@@ -132,6 +137,8 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     guard: StepGuard | None = None
+    processes: Processes = field(default_factory=Processes)
+    parallel: nn.Module | None = None
     epoch: int = 0
     step: int = 0
     progress: Progress | None = None

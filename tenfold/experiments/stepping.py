@@ -42,6 +42,13 @@ def make_guard(config: TrainConfig, optimizer: torch.optim.Optimizer) -> StepGua
 def take_step(state: TrainingState, images: Tensor, labels: Tensor) -> tuple[Tensor, bool]:
     """One optimizer and scheduler step.
 
+    Parameters
+    ----------
+    state : TrainingState
+        Of the run.
+    images, labels : Tensor
+        The joint batch, of which every process takes its part.
+
     Returns
     -------
     loss : Tensor
@@ -56,9 +63,11 @@ def take_step(state: TrainingState, images: Tensor, labels: Tensor) -> tuple[Ten
     NotFinite
         The step is not finite, and the run is to go back.
     """
-    loss = loss_of(state, images, labels)
+    part = state.processes.part
+    loss = loss_of(state, part(images), part(labels))
     state.optimizer.zero_grad()
     loss.backward()
+    loss = state.processes.mean(loss.detach())
     try:
         taken = _move(state, loss)
     except (NonFiniteError, torch.linalg.LinAlgError) as error:
@@ -72,12 +81,13 @@ def take_step(state: TrainingState, images: Tensor, labels: Tensor) -> tuple[Ten
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
         state.scheduler.step()
     state.step += 1
-    return loss.detach(), taken
+    return loss, taken
 
 
 def loss_of(state: TrainingState, images: Tensor, labels: Tensor) -> Tensor:
     """Mean cross entropy of a batch."""
-    return nn.functional.cross_entropy(logits_of(state.model, images, amp=state.config.amp), labels)
+    model = state.model if state.parallel is None else state.parallel
+    return nn.functional.cross_entropy(logits_of(model, images, amp=state.config.amp), labels)
 
 
 def check_finite(loss: float, config: TrainConfig, epoch: int, step: int) -> None:

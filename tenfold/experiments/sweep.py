@@ -6,7 +6,7 @@ import math
 import multiprocessing
 import multiprocessing.connection
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
@@ -16,6 +16,7 @@ from typing import Any
 from tenfold.atomic import write_text
 from tenfold.experiments.config import TrainConfig
 from tenfold.experiments.grid import Entry, Sweep, run_id
+from tenfold.experiments.processes import Processes
 from tenfold.experiments.result import Result, read_results
 from tenfold.experiments.sweep_job import RESULT, Job, work
 
@@ -43,6 +44,9 @@ class SweepRunner:
         Processes at a time, each with its share of the processor's cores (or ``OMP_NUM_THREADS`` of them).
     tell : callable
         Receives one line about whatever happens.
+    processes : Processes
+        Those that share the work, each with `jobs` of its own; process 0 writes ``results.jsonl``. The folder
+        must be seen by all.
 
     Raises
     ------
@@ -54,6 +58,7 @@ class SweepRunner:
     folder: Path
     jobs: int = 1
     tell: Teller = print
+    processes: Processes = field(default_factory=Processes)
     _done: dict[str, Result] = field(default_factory=dict, init=False)
     _failed: list[str] = field(default_factory=list, init=False)
 
@@ -63,7 +68,7 @@ class SweepRunner:
         path = self.folder / RESULTS
         results = read_results(path) if path.is_file() else []
         self._done = {result.id: result for result in results}
-        if path.is_file():
+        if path.is_file() and self.processes.first:
             write_text(path, "".join(result.to_line() for result in self._done.values()))
 
     def run(self) -> bool:
@@ -80,9 +85,9 @@ class SweepRunner:
             After Ctrl-C, with every process ended.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._work_off(self._job(trial, "trial", None) for trial in self.sweep.trials)
+        self._share_out([self._job(trial, "trial", None) for trial in self.sweep.trials])
         chosen = [run for run in map(self._chosen, self.sweep.entries) if run is not None]
-        self._work_off(self._job(config, "run", tuning) for config, tuning in chosen)
+        self._share_out([self._job(config, "run", tuning) for config, tuning in chosen])
         for line in self._failed:
             self.tell(f"not done: {line}")
         return not self._failed
@@ -128,9 +133,25 @@ class SweepRunner:
 
     # Processes --------------------------------------------------------------------------------
 
-    def _work_off(self, jobs: Iterable[Job]) -> None:
-        waiting = [job for job in jobs if run_id(job.config) not in self._done]
-        waiting.reverse()
+    def _share_out(self, jobs: Sequence[Job]) -> None:
+        """Every process does its share; then process 0 collects what the others have left."""
+        left = [job for job in jobs if run_id(job.config) not in self._done]
+        self.processes.wait()  # until all have read the same list
+        self._work_off(left[self.processes.number :: self.processes.count])
+        self.processes.wait()
+        if self.processes.count == 1:
+            return
+        if self.processes.first:
+            for job in left:
+                if run_id(job.config) not in self._done:
+                    self._record(job, len(left), len(left))
+        self.processes.wait()
+        path = self.folder / RESULTS
+        if not self.processes.first and path.is_file():
+            self._done = {result.id: result for result in read_results(path)}
+
+    def _work_off(self, jobs: Sequence[Job]) -> None:
+        waiting = list(reversed(jobs))
         total, context = len(waiting), _context()
         threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // self.jobs))
         running: list[tuple[BaseProcess, Job]] = []
@@ -160,6 +181,8 @@ class SweepRunner:
         if not path.is_file():
             self._failed.append(f"{describe(job.config)}: its process ended without a result")
             return
+        if not self.processes.first:
+            return  # process 0 collects it
         result = Result.from_line(path.read_text(encoding="utf-8"))
         with (self.folder / RESULTS).open("a", encoding="utf-8") as file:
             file.write(result.to_line())

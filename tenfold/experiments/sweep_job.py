@@ -51,7 +51,10 @@ def work(job: Job, threads: int) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch
 
+    from tenfold.experiments.processes import forget_launch
+
     torch.set_num_threads(threads)
+    forget_launch()  # a sweep shares out runs to the processes of torchrun, not batches
     try:
         _train(job)
     except (ValueError, OSError) as error:

@@ -19,6 +19,7 @@ from tenfold.experiments.methods import make_network, make_optimizer, make_sched
 from tenfold.experiments.metrics import write_records
 from tenfold.experiments.observer import Observer
 from tenfold.experiments.plots import plot_ranks
+from tenfold.experiments.processes import TIMEOUT, Processes, joined
 from tenfold.experiments.report import write_report
 from tenfold.experiments.runs import CHECKPOINT, METRICS, RANKS_PLOT, REPORT, Run, write_config
 from tenfold.experiments.state import TrainingState
@@ -28,7 +29,12 @@ __all__ = ["Diverged", "evaluate", "train"]
 
 
 def train(
-    config: TrainConfig, folder: Path, *, resume: bool = False, observer: Observer | None = None
+    config: TrainConfig,
+    folder: Path,
+    *,
+    resume: bool = False,
+    observer: Observer | None = None,
+    timeout: float = TIMEOUT,
 ) -> Run:
     """Train a network and write what happens to `folder`.
 
@@ -37,6 +43,9 @@ def train(
     (``KeyboardInterrupt`` passes through), even by a signal that kills, leaves the last checkpoint. At the
     end ``report.md`` and, if there are factored layers, ``ranks.png`` are written. On the CPU a resumed run
     computes bit for bit what the uninterrupted run would have.
+
+    Started by torchrun in several processes, each trains on its part of every batch. Process 0 writes, into a
+    folder that all must see, and tells. The number of processes may change when a run is resumed.
 
     Parameters
     ----------
@@ -47,7 +56,9 @@ def train(
     resume : bool
         Go on after the last checkpoint in `folder` instead of starting.
     observer : Observer, optional
-        Told about steps and epochs.
+        Told about steps and epochs; in process 0 only.
+    timeout : float
+        Seconds that processes wait for one that has died or hangs.
 
     Returns
     -------
@@ -62,12 +73,18 @@ def train(
         A file cannot be written; the last checkpoint is as it was.
     ValueError
         `folder` holds a run already, or the checkpoint of another one; the device is not there; a batch is
-        larger than the data set; the compression is out of reach.
+        larger than the data set, or cannot be shared out; the compression is out of reach.
     Diverged
         The loss is not finite any more (a ValueError, too), or was so too often for ``config.on_nan``.
     """
-    observer = observer or Observer()
+    with joined(config.device, timeout) as processes:
+        heard = observer if observer is not None and processes.first else Observer()
+        return _train(config, folder, resume, heard, processes)
+
+
+def _train(config: TrainConfig, folder: Path, resume: bool, observer: Observer, processes: Processes) -> Run:
     device = _device(config.device)
+    processes.check_batch_size(config.batch_size)
     path = folder / CHECKPOINT
     saved = None
     if resume:
@@ -81,28 +98,35 @@ def train(
         raise ValueError(f"{folder} already holds a run: resume it with --resume, or choose another --out")
     data = load(config.data, config.data_dir).to(device)
     steps = steps_per_epoch(data, config.batch_size)
-    state = _state(config, data, device, path, saved)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_config(folder, config)
+    state = _state(config, data, device, path, saved, processes)
+    processes.wait()  # until all have seen the folder as it was
+    if processes.first:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_config(folder, config)
+    save = partial(checkpoint.save, path, state) if processes.first else _nothing
     observer.started(config, steps, state.epoch)
     if state.progress is not None:
         observer.noted(f"going on after step {state.progress.done} of {steps} in epoch {state.epoch + 1}")
     while state.epoch < config.epochs:
         try:
-            record = train_epoch(state, data, observer, partial(checkpoint.save, path, state))
+            record = train_epoch(state, data, observer, save)
         except NotFinite as error:
             if state.rollbacks >= MAX_ROLLBACKS:
                 raise Diverged(f"{error}, after {MAX_ROLLBACKS} rollbacks; {advice(config)}") from error
             rollbacks = state.rollbacks + 1
             saved = checkpoint.read(path) if path.is_file() else None
-            state = _state(config, data, device, path, saved)
+            state = _state(config, data, device, path, saved, processes)
+            save = partial(checkpoint.save, path, state) if processes.first else _nothing
             _draw_anew(state, rollbacks)
             observer.noted(f"{error}; rollback {rollbacks} of {MAX_ROLLBACKS}, to step {state.step}")
             continue
-        write_records(folder / METRICS, state.records)
-        checkpoint.save(path, state)  # last: what it names as done is there
+        if processes.first:
+            write_records(folder / METRICS, state.records)
+        save()  # last: what it names as done is there
         observer.epoch_finished(record)
     run = Run(folder, config, state.records)
+    if not processes.first:
+        return run
     write_records(folder / METRICS, state.records)
     write_report(folder / REPORT, [run])
     if config.method == "tucker":
@@ -111,7 +135,12 @@ def train(
 
 
 def _state(
-    config: TrainConfig, data: DataSet, device: torch.device, path: Path, saved: dict[str, Any] | None
+    config: TrainConfig,
+    data: DataSet,
+    device: torch.device,
+    path: Path,
+    saved: dict[str, Any] | None,
+    processes: Processes,
 ) -> TrainingState:
     """The state that was saved at `path`, or the one at the start."""
     torch.manual_seed(config.seed)
@@ -123,7 +152,14 @@ def _state(
     state.rank_history = [(0, ranks(model))]
     if saved is not None:
         checkpoint.restore(path, saved, state)
+    state.processes = processes
+    if processes.count > 1:
+        state.parallel = processes.wrapped(model)
     return state
+
+
+def _nothing() -> None:
+    """What processes but the first save."""
 
 
 def _draw_anew(state: TrainingState, rollbacks: int) -> None:
@@ -135,7 +171,7 @@ def _draw_anew(state: TrainingState, rollbacks: int) -> None:
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")  # the one that joined() chose
     try:
         device = torch.device(name)
         torch.empty(1, device=device).item()
