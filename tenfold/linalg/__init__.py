@@ -3,6 +3,7 @@
 from tenfold.linalg.decompositions import (
     LINALG_DTYPES,
     cholesky,
+    invert_upper,
     qr,
     solve_right_upper,
     solve_upper,
@@ -20,6 +21,7 @@ __all__ = [
     "NonFiniteError",
     "cholesky",
     "fold",
+    "invert_upper",
     "mode_product",
     "orthogonalize",
     "qr",

@@ -10,7 +10,16 @@ import torch
 
 from tenfold.linalg.non_finite import NonFiniteError
 
-__all__ = ["LINALG_DTYPES", "cholesky", "qr", "solve_right_upper", "solve_upper", "svd", "triangular_factor"]
+__all__ = [
+    "LINALG_DTYPES",
+    "cholesky",
+    "invert_upper",
+    "qr",
+    "solve_right_upper",
+    "solve_upper",
+    "svd",
+    "triangular_factor",
+]
 
 LINALG_DTYPES = (torch.float32, torch.float64)
 """Types in which decompositions exist."""
@@ -99,7 +108,7 @@ def cholesky(matrix: torch.Tensor) -> torch.Tensor:
     """
     _check(matrix, "cholesky")
     factor, failed = torch.linalg.cholesky_ex(matrix.detach())
-    return torch.where((failed == 0)[..., None, None], factor, torch.full_like(factor, torch.nan))
+    return factor.masked_fill_((failed != 0)[..., None, None], torch.nan)
 
 
 def svd(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -173,6 +182,23 @@ def solve_upper(right: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:
         Shape ``(*batch, m, n)``.
     """
     return torch.linalg.solve_triangular(upper, right, upper=True, left=False)
+
+
+def invert_upper(upper: torch.Tensor) -> torch.Tensor:
+    """Inverse of a well-conditioned upper triangular matrix.
+
+    Parameters
+    ----------
+    upper : torch.Tensor
+        Upper triangular, shape ``(*batch, n, n)``.
+
+    Returns
+    -------
+    torch.Tensor
+        Upper triangular, same shape.
+    """
+    eye = torch.eye(upper.shape[-1], dtype=upper.dtype, device=upper.device)
+    return torch.linalg.solve_triangular(upper, eye.expand_as(upper), upper=True)
 
 
 def solve_right_upper(right: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:

@@ -354,6 +354,27 @@ class LowRankManifold(geoopt.Manifold, metaclass=abc.ABCMeta):
         """
         raise ValueError(f"{self} has no damped geometry")
 
+    def ungauged_gradient(self, x: torch.Tensor, u: torch.Tensor, frame: Any) -> torch.Tensor:
+        """Coordinates in a damped frame whose projection by :meth:`proju` is the gradient.
+
+        The projection is linear: whoever adds something projects the sum, once.
+
+        Parameters
+        ----------
+        x : torch.Tensor
+            Point, shape ``(*batch, size)``.
+        u : torch.Tensor
+            Its ``.grad``, same shape.
+        frame
+            What :meth:`damped_frame` returned.
+
+        Returns
+        -------
+        torch.Tensor
+            Shape ``(*batch, size)``.
+        """
+        return self.egrad2rgrad(x, u, frame=frame)
+
     def undamped(self, x: torch.Tensor, u: torch.Tensor, damped: Any, *, frame: Any = None) -> torch.Tensor:
         """Isometric coordinates of a tangent vector that is given in a damped frame.
 

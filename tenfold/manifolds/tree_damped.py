@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tenfold.linalg import cholesky, solve_upper, unfold
+from tenfold.linalg import cholesky, invert_upper, unfold
 from tenfold.manifolds.tree import TensorTree
 from tenfold.manifolds.tree_calculus import (
     Frame,
@@ -44,11 +44,13 @@ class DampedFrame:
 
     Attributes
     ----------
-    upper : dict
-        ``upper[v] = L_v^T``, shape ``(*batch, r_v, r_v)``.
+    inverse : dict
+        ``inverse[v] = L_v^{-T}``, upper triangular, shape ``(*batch, r_v, r_v)``: products take the place of
+        triangular solves with many rows, which cost more in copies than they save in operations. The
+        damping bounds its norm.
     """
 
-    upper: dict[int, torch.Tensor]
+    inverse: dict[int, torch.Tensor]
 
 
 def frame_of(tree: TensorTree, nodes: Nodes, damping: float) -> DampedFrame:
@@ -56,11 +58,12 @@ def frame_of(tree: TensorTree, nodes: Nodes, damping: float) -> DampedFrame:
 
     Complexity: ``r_v`` times the size of the parent per edge, and a Cholesky factor of ``r_v x r_v``.
     """
-    scale = nodes[tree.root].abs().amax(dim=tuple(range(-tree.nodes[tree.root].legs, 0)), keepdim=True)
+    axes = tuple(range(-tree.nodes[tree.root].legs, 0))
+    scale = nodes[tree.root].abs().amax(axes, keepdim=True)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     flat = scale.reshape(*scale.shape[: scale.ndim - tree.nodes[tree.root].legs], 1, 1)
     gram: dict[int, torch.Tensor] = {}
-    upper: dict[int, torch.Tensor] = {}
+    inverse: dict[int, torch.Tensor] = {}
     for v in tree.topdown:
         order = order_of(tree, v)
         center = nodes[v] / scale if v == tree.root else nodes[v]
@@ -68,26 +71,25 @@ def frame_of(tree: TensorTree, nodes: Nodes, damping: float) -> DampedFrame:
         for axis, w in enumerate(tree.nodes[v].children):
             rows = unfold(center, axis, order)
             gram[w] = (rows if v == tree.root else unfold(weighted, axis, order)) @ rows.mT
-            mean = gram[w].diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+            damped = gram[w] if not tree.nodes[w].children else gram[w].clone()
+            diagonal = damped.diagonal(dim1=-2, dim2=-1)
             # The second term keeps the factor of an exactly singular matrix finite at damping 0.
-            rank, limits = gram[w].shape[-1], torch.finfo(mean.dtype)
-            shift = (damping + 4 * limits.eps * rank) * mean + limits.tiny**0.5
-            eye = torch.eye(rank, dtype=mean.dtype, device=mean.device)
-            upper[w] = flat * cholesky(gram[w] + shift * eye).mT
-    return DampedFrame(upper)
+            rank, limits = damped.shape[-1], torch.finfo(damped.dtype)
+            diagonal += (damping + 4 * limits.eps * rank) * diagonal.mean(-1, keepdim=True) + limits.tiny**0.5
+            inverse[w] = invert_upper(flat * cholesky(damped).mT)
+    return DampedFrame(inverse)
 
 
 def _step(tree: TensorTree, v: int, tangent: Nodes, frame: DampedFrame) -> torch.Tensor:
     """The change ``E_v = D_v L_v^{-1}`` of a basis, as a matrix."""
-    lower, columns = frame.upper[v].mT, matrix(tree, v, tangent[v])
-    return torch.linalg.solve_triangular(lower, columns, upper=False, left=False)
+    return matrix(tree, v, tangent[v]) @ frame.inverse[v].mT
 
 
 def retract(tree: TensorTree, nodes: Nodes, tangent: Nodes, frame: DampedFrame) -> list[torch.Tensor]:
     """First-order retraction ``(C + dC) x_v (U_v + E_v)``, orthonormalised by Cholesky-QR.
 
-    Complexity: triangular solves with, and products of, ``n x r`` and ``r x r`` matrices, and mode
-    products with the nodes. No QR, no SVD.
+    Complexity: products of ``n x r`` and ``r x r`` matrices, Cholesky factors and inverses of ``r x r``, and
+    mode products with the nodes. No QR, no SVD.
     """
     out = list(nodes)
     carry: dict[int, torch.Tensor] = {}
@@ -98,9 +100,8 @@ def retract(tree: TensorTree, nodes: Nodes, tangent: Nodes, frame: DampedFrame) 
         change = _step(tree, v, tangent, frame)
         moved = some(lift(tree, v, nodes[v] + unmatrix(change, nodes[v]), carry))
         columns = matrix(tree, v, moved)
-        factor = cholesky(columns.mT @ columns)
-        basis = solve_upper(columns, factor.mT)
-        out[v], carry[v] = unmatrix(basis, moved), factor.mT
+        upper = cholesky(columns.mT @ columns).mT
+        out[v], carry[v] = unmatrix(columns @ invert_upper(upper), moved), upper
     return out
 
 
@@ -118,7 +119,7 @@ def isometric(tree: TensorTree, tangent: Nodes, frame: DampedFrame, exact: Frame
 def coordinates(tree: TensorTree, tangent: Nodes, frame: DampedFrame, exact: Frame) -> list[torch.Tensor]:
     """Damped coordinates of a gradient from its isometric ones: ``D_v S_v^T L_v^{-T}``."""
     out = list(tangent)
-    for v, upper in frame.upper.items():
+    for v, inverse in frame.inverse.items():
         columns = matrix(tree, v, tangent[v]) @ exact.upper[v]
-        out[v] = unmatrix(solve_upper(columns, upper), tangent[v])
+        out[v] = unmatrix(columns @ inverse, tangent[v])
     return out

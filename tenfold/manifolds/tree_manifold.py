@@ -11,7 +11,7 @@ import geoopt
 import torch
 from typing_extensions import Self
 
-from tenfold.linalg import LINALG_DTYPES, qr, solve_right_upper, solve_upper, svd, unfold
+from tenfold.linalg import LINALG_DTYPES, qr, solve_right_upper, svd, unfold
 from tenfold.manifolds import tree_calculus as calculus
 from tenfold.manifolds import tree_damped
 from tenfold.manifolds.base import LowRankManifold
@@ -285,16 +285,24 @@ class TreeManifold(LowRankManifold):
         """
         if self.is_lifted:
             return self._from_isometric(x, u, frame)
+        if isinstance(frame, DampedFrame):
+            return self.proju(x, self.ungauged_gradient(x, u, frame))
         frame = frame or self.frame(x)
-        # A damped factor is well conditioned and needs no guard.
-        solve = solve_upper if isinstance(frame, DampedFrame) else solve_right_upper
         factors, grads = self.unpack_tensor(x), self.unpack_tensor(u)
         blocks = []
         for v, (factor, grad) in enumerate(zip(factors, grads, strict=True)):
             if v != self.tree.root:
-                columns = solve(calculus.matrix(self.tree, v, grad), frame.upper[v])
+                columns = solve_right_upper(calculus.matrix(self.tree, v, grad), frame.upper[v])
                 grad = self._gauge(v, factor, columns.reshape(*columns.shape[:-2], *self.factor_shapes[v]))
             blocks.append(grad)
+        return self.pack_point(*blocks)
+
+    def ungauged_gradient(self, x: torch.Tensor, u: torch.Tensor, frame: DampedFrame) -> torch.Tensor:
+        if self.is_lifted:
+            return self._from_isometric(x, u, frame)
+        blocks = list(self.unpack_tensor(u))
+        for v, inverse in frame.inverse.items():
+            blocks[v] = calculus.unmatrix(calculus.matrix(self.tree, v, blocks[v]) @ inverse, blocks[v])
         return self.pack_point(*blocks)
 
     def _from_isometric(

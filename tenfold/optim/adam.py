@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 from typing import Any
 
@@ -135,13 +136,17 @@ class RiemannianAdam(RiemannianOptimizer):
     ) -> tuple[torch.Tensor, State]:
         (beta1, beta2), t = group["betas"], state.get("step", 0) + 1
         square = self._square(group, manifold, x, rgrad)
-        m, s = (1 - beta1) * rgrad, (1 - beta2) * square
         if t > 1:
-            m, s = beta1 * state["exp_avg"] + m, beta2 * state["exp_avg_sq"] + s
+            m = torch.lerp(state["exp_avg"], rgrad, 1 - beta1)
+            s = torch.lerp(state["exp_avg_sq"], square, 1 - beta2)
+        else:
+            m, s = (1 - beta1) * rgrad, (1 - beta2) * square
         new: State = {"step": t, "exp_avg": m, "exp_avg_sq": s}
         if group["amsgrad"]:
             s = new["max_exp_avg_sq"] = torch.maximum(s, state["max_exp_avg_sq"]) if t > 1 else s
-        d = (m / (1 - beta1**t)) / ((s / (1 - beta2**t)).sqrt() + group["eps"])
+        # New tensors, changed in place: passes over memory are most of what a step costs here.
+        denominator = s.sqrt().div_(math.sqrt(1 - beta2**t)).add_(group["eps"])
+        d = m.div(denominator).div_(1 - beta1**t)
         if isinstance(manifold, LowRankManifold):
             d = manifold.proju(x, d)
         if self.decoupled_decay and group["weight_decay"]:

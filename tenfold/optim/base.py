@@ -82,6 +82,8 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
     tangent_state: tuple[str, ...] = ()
     #: Names of the state tensors that hold squares of coordinates; they follow the bases.
     square_state: tuple[str, ...] = ()
+    #: Whether directions and new state are linear in the gradient and the old state.
+    linear_direction = False
     #: Whether weight decay is part of the direction (AdamW) rather than of the gradient.
     decoupled_decay = False
     _warned = False
@@ -210,14 +212,13 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
         estimate = manifold.gradient_conditioning(frame)
         if estimate is not None:
             conditioning.append(estimate)
-        rgrad = manifold.egrad2rgrad(x, grad, frame=frame)
-        if decay:
-            # The decay of the tensor; the point itself is a tangent vector.
-            rgrad = rgrad + decay * manifold.radial(x)
-        direction, state = self._direction(group, manifold, x, rgrad, batch.state)
+        direction, state = self._tangent_direction(group, manifold, x, grad, decay, frame, batch.state)
         step = -group["lr"] * direction
         if not adapt:
-            y, state = self._carry(manifold, x, step, state, {"frame": frame})
+            if damping is not None:
+                y = manifold.retr(x, step, frame=frame)
+            else:
+                y, state = self._carry(manifold, x, step, state, {"frame": frame})
             return [Update(p, y_p, s_p) for p, y_p, s_p in batch.split(y, state)]
         (parameter,) = batch.members
         exact = frame if damping is None else manifold.frame(x)
@@ -229,6 +230,39 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
         if group["check_finite"] and not torch.isfinite(step).all():
             raise NonFiniteError(f"the step of {self._name(parameter)} overflows; nothing was changed")
         return [Adapting(parameter, manifold.truncation(x, step, **known), state, manifold, x, exact)]
+
+    def _tangent_direction(
+        self,
+        group: Group,
+        manifold: LowRankManifold,
+        x: torch.Tensor,
+        grad: torch.Tensor,
+        decay: float,
+        frame: Any,
+        state: State,
+    ) -> tuple[torch.Tensor, State]:
+        """Direction and new state in the coordinates of a frame.
+
+        Damped steps turn the bases by the square of the step only, so that a projection carries the state
+        from one point to the next, to first order. It waits for the step at the next point, where in linear
+        optimizers it is one with that of the gradient.
+        """
+        damped = group["damping"] is not None
+        late = damped and self.linear_direction
+        if damped and not late:
+            held = self._held(self.tangent_state, state)
+            state = state | {name: manifold.proju(x, state[name]) for name in held}
+        rgrad = (manifold.ungauged_gradient if late else manifold.egrad2rgrad)(x, grad, frame=frame)
+        if decay:
+            # The decay of the tensor; the point itself is a tangent vector.
+            rgrad = rgrad + decay * manifold.radial(x)
+        direction, state = self._direction(group, manifold, x, rgrad, state)
+        if not late:
+            return direction, state
+        projected = manifold.proju(x, direction)
+        for name in self._held(self.tangent_state, state):
+            state[name] = projected if state[name] is direction else manifold.proju(x, state[name])
+        return projected, state
 
     def _carry(
         self,

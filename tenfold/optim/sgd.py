@@ -81,6 +81,7 @@ class RiemannianSGD(RiemannianOptimizer):
     """
 
     tangent_state = ("momentum_buffer",)
+    linear_direction = True
 
     def __init__(
         self,
