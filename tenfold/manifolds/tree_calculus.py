@@ -23,11 +23,13 @@ from dataclasses import dataclass
 
 import torch
 
-from tenfold.linalg import fold, mode_product, qr, triangular_factor, unfold
+from tenfold.linalg import Orthonormalization, fold, mode_product, qr, triangular_factor, unfold
+from tenfold.linalg import orthonormalize as orthonormalize_matrix
 from tenfold.manifolds.tree import TensorTree
 
 __all__ = [
     "Frame",
+    "aligned",
     "augment",
     "carry_core",
     "dense",
@@ -213,8 +215,14 @@ def _natural_order(tree: TensorTree, expanded: torch.Tensor, shape: Sequence[int
     return split.permute(*range(lead), *(lead + p for p in position))
 
 
-def retract(tree: TensorTree, nodes: Nodes, tangent: Nodes, frame: Frame) -> list[torch.Tensor]:
-    r"""Retraction by one subspace iteration, with QR only.
+def retract(
+    tree: TensorTree,
+    nodes: Nodes,
+    tangent: Nodes,
+    frame: Frame,
+    method: Orthonormalization = Orthonormalization.QR,
+) -> list[torch.Tensor]:
+    r"""Retraction by one subspace iteration, whose bases `method` makes orthonormal.
 
     For every node the tensor ``x + xi`` is contracted with the *old* surroundings ``Q_v`` and the *new*
     bases of the children,
@@ -229,7 +237,8 @@ def retract(tree: TensorTree, nodes: Nodes, tangent: Nodes, frame: Frame) -> lis
 
     Notes
     -----
-    Complexity: per node one QR of its matrix and one of ``r x r``; no array larger than the nodes.
+    Complexity: per node one orthonormalisation of its matrix and a QR of ``r x r``; no array larger than
+    the nodes.
     """
     center = {tree.root: nodes[tree.root] + tangent[tree.root]}
     for v in tree.topdown:
@@ -247,11 +256,28 @@ def retract(tree: TensorTree, nodes: Nodes, tangent: Nodes, frame: Frame) -> lis
             out[v] = moved
             continue
         old = matrix(tree, v, some(lift(tree, v, nodes[v], zero)))
-        basis, _ = qr(matrix(tree, v, moved))
+        basis, _ = orthonormalize_matrix(matrix(tree, v, moved), method)
         turn, zero[v] = qr(basis.mT @ old)
         basis = basis @ turn
         out[v] = unmatrix(basis, moved)
         one[v] = basis.mT @ matrix(tree, v, some(lift(tree, v, tangent[v], zero, frame.env, one)))
+    return out
+
+
+def aligned(tree: TensorTree, nodes: Nodes, old: Nodes) -> list[torch.Tensor]:
+    """The same tensor in the bases whose overlap with `old` ones is upper triangular.
+
+    Complexity: per node a QR of ``r x r`` and mode products.
+    """
+    out = list(nodes)
+    turned: dict[int, torch.Tensor] = {}
+    overlap: dict[int, torch.Tensor] = {}
+    for v in tree.bottomup:
+        out[v] = some(lift(tree, v, nodes[v], turned))
+        if v != tree.root:
+            basis = matrix(tree, v, out[v])
+            turn, overlap[v] = qr(basis.mT @ matrix(tree, v, some(lift(tree, v, old[v], overlap))))
+            out[v], turned[v] = unmatrix(basis @ turn, out[v]), turn.mT
     return out
 
 
