@@ -4,7 +4,7 @@
 
 A Tucker point of shape (channels, channels, 3, 3) whose channel modes are compressed, float32, one tangent
 vector; every retraction in turn in every round. Milliseconds of processor time, medians with minimum and
-maximum; *defect* is the largest entry of ``U^T U - I`` afterwards. The frame, which gradient and transport share,
+maximum; *defect* is the largest entry of ``U^T U - I`` afterwards. The frame, shared with gradient and transport,
 is not counted.
 """
 
