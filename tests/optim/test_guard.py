@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from tenfold.linalg import NonFiniteError
+from tenfold.linalg import NonFiniteError, decompositions
 from tenfold.manifolds import TuckerManifold
 from tenfold.optim import (
     TDLRT,
@@ -194,6 +194,27 @@ def test_a_decomposition_that_fails_is_a_step_that_is_not_finite(policy):
     else:
         with pytest.raises(NonFiniteError, match="failed to converge; nothing was changed"):
             guard.step()
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "muon", "tdlrt-two-pass", "tdlrt-fused", "tdlrt-parallel"])
+def test_a_failing_svd_in_the_middle_of_a_step_changes_nothing(monkeypatch, name):
+    training = Training(name, "skip")
+    steps = 2 if name == "tdlrt-fused" else 1  # the next decides on ranks
+    for _ in range(steps):
+        training.step()
+    before = training.state()
+
+    def fails(*args, **kwargs):
+        raise torch.linalg.LinAlgError("did not converge")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(decompositions.torch.linalg, "svd", fails)
+        broken.setattr(decompositions, "_svd_gesvd", fails)
+        assert training.step() is StepOutcome.SKIPPED
+    assert_same(training.state(), before)
+    for _ in range(2):
+        training.step()
+    assert_same(training.state(), undisturbed(name, steps + 2))
 
 
 def test_other_errors_pass():
