@@ -21,7 +21,7 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,7 @@ class Runner:
 
     def off_manifold(self) -> float:
         """Largest entry of what projection changes in a point, relative to its largest entry."""
-        return max(_off(p.detach(), p.manifold.projx(p.detach())) for p in self.low_rank())
+        return _worst(_off(p.detach(), p.manifold.projx(p.detach())) for p in self.low_rank())
 
     def off_tangent(self) -> float:
         """The same for the momentum and the tangent space; that of TDLRT is a core, which is always in it."""
@@ -111,11 +111,16 @@ class Runner:
                 u = self.optimizer.state[p].get(name)
                 if u is not None and u.shape == p.shape:
                     found.append(_off(u, p.manifold.proju(p.detach(), u)))
-        return max(found)
+        return _worst(found)
 
 
 def _off(one: torch.Tensor, two: torch.Tensor) -> float:
     return ((one - two).abs().max() / one.abs().max().clamp(min=1e-12)).item()
+
+
+def _worst(values: Iterable[float]) -> float:
+    """The largest; NaN if there is one."""
+    return torch.tensor(list(values)).max().item()
 
 
 def runners() -> list[Runner]:
@@ -163,11 +168,11 @@ def measure(turns: Sequence[Runner], done: int, seconds: float) -> Sample:
         graphs=sum(tensor.grad_fn is not None for tensor in tensors),
         objects=len(objects),
         state=sum(len(turn.optimizer.state) + len(turn.optimizer.param_groups) for turn in turns),
-        off_manifold=max(turn.off_manifold() for turn in turns),
-        off_tangent=max(turn.off_tangent() for turn in turns),
+        off_manifold=_worst(turn.off_manifold() for turn in turns),
+        off_tangent=_worst(turn.off_tangent() for turn in turns),
         risen=sum(turn.risen for turn in turns),
         fallen=sum(turn.fallen for turn in turns),
-        loss=max(turn.loss for turn in turns),
+        loss=_worst(turn.loss for turn in turns),
     )
 
 
@@ -202,7 +207,7 @@ def faults(samples: Sequence[Sample], rss_mib: float = 16.0, off: float = 1e-4) 
     if last.rss_mib > first.rss_mib + rss_mib:
         found.append(f"resident memory grew from {first.rss_mib:.1f} to {last.rss_mib:.1f} MiB")
     for name in ("off_manifold", "off_tangent"):
-        worst = max(getattr(sample, name) for sample in samples)
+        worst = _worst(getattr(sample, name) for sample in samples)
         if not worst <= off:
             found.append(f"{name} reached {worst:.1e}")
     for name in ("risen", "fallen"):
