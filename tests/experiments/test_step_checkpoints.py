@@ -142,3 +142,12 @@ def test_it_counts_as_the_same_run_unless_a_rollback_depends_on_it():
     one, two = replace(one, on_nan="rollback"), replace(two, on_nan="rollback")
     assert one.differences(two) == [("checkpoint_every", 5, 7)]
     assert ("on_nan", "rollback", "raise") in one.differences(TrainConfig())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_a_run_on_a_gpu_goes_on_within_an_epoch(tiny, tmp_path):
+    run = tiny(device="cuda", epochs=2, checkpoint_every=1)
+    with pytest.raises(KeyboardInterrupt):
+        train(run, tmp_path, observer=Diary(stop_at=(1, 4)))  # looked at in the last step of an epoch alone
+    assert checkpoint.read(tmp_path / "checkpoint.pt")["progress"]["cuda_random"] is not None
+    assert [record.step for record in train(run, tmp_path, resume=True).records] == [4, 8]
