@@ -124,13 +124,22 @@ def test_skipped_steps_leave_no_trace(name, poison):
 
 @pytest.mark.parametrize("poison", ["loss", "gradient"])
 @pytest.mark.parametrize("name", MAKERS)
-def test_a_rollback_brings_back_the_last_snapshot_again_and_again(name, poison):
+def test_a_rollback_brings_back_the_last_snapshot(name, poison):
     training = Training(name, "rollback", every=2)
     assert training.step(poison) is StepOutcome.ROLLED_BACK  # to the start
     for bad in (0, 0, 0, 1, 0, 1, 0):
         training.step(poison if bad else None)
     assert training.guard.rollbacks == 3
     assert_same(training.state(), undisturbed(name, 4))  # two at the snapshot, one each after a return
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_snapshot_serves_again_and_again(name):
+    training = Training(name, "rollback", every=3)
+    for bad in (0, 0, 0, 0, 1, 0, 1, 0):
+        training.step("loss" if bad else None)
+    assert training.guard.rollbacks == 2
+    assert_same(training.state(), undisturbed(name, 4))
 
 
 def test_gradients_of_a_step_that_was_left_out_are_dropped():
