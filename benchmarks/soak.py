@@ -5,10 +5,10 @@
 A small network with a Tucker convolution, a fixed-rank and a Tensor Train linear layer follows a dense one on
 new random inputs in every step. Five optimizers take turns, each on its own copy, until all together have
 taken the steps. In every third step ranks are drawn anew between 1 and twice what they are, so that they rise
-and fall all the time. At every sample the process is measured: resident memory, tensors and graphs that are
-alive, objects known to the garbage collector, parameters and state of the optimizers, the distance of points
-from their projection on the manifold, and that of momentum from its tangent space. The exit code is 1 if
-something grows or drifts.
+and fall all the time. At every sample the process is measured: its resident memory, its private memory (what
+no file backs, with what is swapped out), tensors and graphs that are alive, objects known to the garbage
+collector, parameters and state of the optimizers, the distance of points from their projection on the
+manifold, and that of momentum from its tangent space. The exit code is 1 if something grows or drifts.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ class Sample:
     steps: int
     seconds: float
     rss_mib: float
+    private_mib: float
     tensors: int
     graphs: int
     objects: int
@@ -163,7 +164,8 @@ def measure(turns: Sequence[Runner], done: int, seconds: float) -> Sample:
     return Sample(
         steps=done,
         seconds=seconds,
-        rss_mib=resident() / 2**20,
+        rss_mib=memory("VmRSS"),
+        private_mib=memory("RssAnon") + memory("VmSwap"),
         tensors=len(tensors),
         graphs=sum(tensor.grad_fn is not None for tensor in tensors),
         objects=len(objects),
@@ -176,22 +178,22 @@ def measure(turns: Sequence[Runner], done: int, seconds: float) -> Sample:
     )
 
 
-def resident() -> int:
-    """Resident memory of this process in bytes; 0 where the system does not tell."""
+def memory(kind: str) -> float:
+    """Memory of this process in MiB, as Linux counts it; 0 where the system does not tell."""
     status = Path("/proc/self/status")
-    found = re.search(r"^VmRSS:\s+(\d+) kB$", status.read_text(), flags=re.M) if status.exists() else None
-    return 1024 * int(found[1]) if found else 0
+    found = re.search(rf"^{kind}:\s+(\d+) kB$", status.read_text(), flags=re.M) if status.exists() else None
+    return int(found[1]) / 1024 if found else 0.0
 
 
-def faults(samples: Sequence[Sample], rss_mib: float = 16.0, off: float = 1e-4) -> list[str]:
+def faults(samples: Sequence[Sample], mib: float = 8.0, off: float = 1e-4) -> list[str]:
     """What grew or drifted after the first quarter, in words; nothing if all is well.
 
     Parameters
     ----------
     samples : sequence of Sample
         At least four.
-    rss_mib : float
-        Growth of the resident memory that is allowed, in MiB.
+    mib : float
+        Growth of the private memory that is allowed, in MiB.
     off : float
         Largest relative distance from manifold and tangent space that is allowed.
     """
@@ -204,8 +206,8 @@ def faults(samples: Sequence[Sample], rss_mib: float = 16.0, off: float = 1e-4) 
             found.append(f"{name} grew from {values[0]} to {max(values)}")
     if last.objects > first.objects + 100:  # the samples themselves are objects
         found.append(f"objects grew from {first.objects} to {last.objects}")
-    if last.rss_mib > first.rss_mib + rss_mib:
-        found.append(f"resident memory grew from {first.rss_mib:.1f} to {last.rss_mib:.1f} MiB")
+    if last.private_mib > first.private_mib + mib:
+        found.append(f"private memory grew from {first.private_mib:.1f} to {last.private_mib:.1f} MiB")
     for name in ("off_manifold", "off_tangent"):
         worst = _worst(getattr(sample, name) for sample in samples)
         if not worst <= off:

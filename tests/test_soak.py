@@ -40,7 +40,7 @@ def test_memory_is_flat_and_bases_stay_orthonormal(soak, samples):
         ({"graphs": 1}, "graphs grew from 0 to 1"),
         ({"state": 1000}, "state grew from"),
         ({"objects": 10_000_000}, "objects grew from"),
-        ({"rss_mib": 1e6}, "resident memory grew from"),
+        ({"private_mib": 1e6}, "private memory grew from"),
         ({"off_manifold": 0.1}, r"off_manifold reached 1.0e-01"),
         ({"off_tangent": float("nan")}, "off_tangent reached nan"),
         ({"risen": 3}, "ranks have risen only 3 times"),
