@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from tenfold.linalg import NonFiniteError
+from tenfold.linalg import NonFiniteError, decompositions
 from tenfold.manifolds import TuckerManifold
 from tenfold.optim import (
     TDLRT,
@@ -124,13 +124,22 @@ def test_skipped_steps_leave_no_trace(name, poison):
 
 @pytest.mark.parametrize("poison", ["loss", "gradient"])
 @pytest.mark.parametrize("name", MAKERS)
-def test_a_rollback_brings_back_the_last_snapshot_again_and_again(name, poison):
+def test_a_rollback_brings_back_the_last_snapshot(name, poison):
     training = Training(name, "rollback", every=2)
     assert training.step(poison) is StepOutcome.ROLLED_BACK  # to the start
     for bad in (0, 0, 0, 1, 0, 1, 0):
         training.step(poison if bad else None)
     assert training.guard.rollbacks == 3
     assert_same(training.state(), undisturbed(name, 4))  # two at the snapshot, one each after a return
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_snapshot_serves_again_and_again(name):
+    training = Training(name, "rollback", every=3)
+    for bad in (0, 0, 0, 0, 1, 0, 1, 0):
+        training.step("loss" if bad else None)
+    assert training.guard.rollbacks == 2
+    assert_same(training.state(), undisturbed(name, 4))
 
 
 def test_gradients_of_a_step_that_was_left_out_are_dropped():
@@ -194,6 +203,27 @@ def test_a_decomposition_that_fails_is_a_step_that_is_not_finite(policy):
     else:
         with pytest.raises(NonFiniteError, match="failed to converge; nothing was changed"):
             guard.step()
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "muon", "tdlrt-two-pass", "tdlrt-fused", "tdlrt-parallel"])
+def test_a_failing_svd_in_the_middle_of_a_step_changes_nothing(monkeypatch, name):
+    training = Training(name, "skip")
+    steps = 2 if name == "tdlrt-fused" else 1  # the next decides on ranks
+    for _ in range(steps):
+        training.step()
+    before = training.state()
+
+    def fails(*args, **kwargs):
+        raise torch.linalg.LinAlgError("did not converge")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(decompositions.torch.linalg, "svd", fails)
+        broken.setattr(decompositions, "_svd_gesvd", fails)
+        assert training.step() is StepOutcome.SKIPPED
+    assert_same(training.state(), before)
+    for _ in range(2):
+        training.step()
+    assert_same(training.state(), undisturbed(name, steps + 2))
 
 
 def test_other_errors_pass():
