@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,21 +11,13 @@ from torch import nn
 
 from tenfold.atomic import replacing
 from tenfold.experiments.config import TrainConfig
-from tenfold.experiments.metrics import EpochRecord
+from tenfold.experiments.metrics import RANKS, EpochRecord
+from tenfold.nn import unchanged_on_error
+from tenfold.optim import RiemannianOptimizer
+from tenfold.optim.saved_state import checked_state_dict
+from tenfold.untrusted import check_tensor, load_torch, values
 
 _FORMAT = 1
-_KEYS = {
-    "format",
-    "torch",
-    "config",
-    "epoch",
-    "step",
-    "model",
-    "optimizer",
-    "scheduler",
-    "records",
-    "rank_history",
-}
 
 
 @dataclass
@@ -98,15 +89,15 @@ def read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"there is nothing to resume: {path} does not exist")
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ValueError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is truncated or not a checkpoint ({type(error).__name__}); "
-            "delete it to train from the start"
-        ) from error
-    if not isinstance(contents, dict) or set(contents) != _KEYS or contents["format"] != _FORMAT:
-        raise ValueError(f"{path} is not a checkpoint of a run of this version of tenfold")
-    return contents
+        contents = load_torch(path, "a checkpoint")
+    except ValueError as error:
+        raise ValueError(f"{error}; delete it to train from the start") from error
+    try:
+        _CONTENTS("the checkpoint", contents)
+        return dict(contents)
+    except ValueError as error:
+        message = f"{path} is not a checkpoint of a run of this version of tenfold: {error}"
+        raise ValueError(message) from error
 
 
 def check_same_run(path: Path, contents: dict[str, Any], config: TrainConfig) -> None:
@@ -117,7 +108,11 @@ def check_same_run(path: Path, contents: dict[str, Any], config: TrainConfig) ->
     ValueError
         They differ; the message names every field with both values.
     """
-    differences = TrainConfig.from_dict(contents["config"]).differences(config)
+    try:
+        saved = TrainConfig.from_dict(contents["config"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is of no run: {error}") from error
+    differences = saved.differences(config)
     if differences:
         listed = ", ".join(f"{name} {saved!r} instead of {asked!r}" for name, saved, asked in differences)
         raise ValueError(f"{path} is of another run: it was trained with {listed}")
@@ -129,15 +124,75 @@ def restore(path: Path, contents: dict[str, Any], state: TrainingState) -> None:
     Raises
     ------
     ValueError
-        The tensors do not fit the model or the optimizer.
+        The tensors do not fit the model or the optimizer, or hold NaN or infinity; `state` is then unchanged.
     """
     try:
-        state.model.load_state_dict(contents["model"])
-        state.optimizer.load_state_dict(contents["optimizer"])  # after the model, which has the ranks
-        state.scheduler.load_state_dict(contents["scheduler"])
-    except (RuntimeError, ValueError, KeyError) as error:
+        records = [
+            EpochRecord.from_dict(f"records[{k}]", saved) for k, saved in enumerate(contents["records"])
+        ]
+        if not len(records) == contents["epoch"] <= state.config.epochs:
+            raise ValueError(f"{len(records)} records of {contents['epoch']} epochs")
+        weights, moments = dict(contents["model"]), contents["optimizer"]
+        scheduler = _of_the_same_kind(contents["scheduler"], state.scheduler.state_dict())
+        present = state.model.state_dict()
+        for name, value in weights.items():
+            _check_weights(name, value, present.get(name))
+        with unchanged_on_error(state.model):
+            state.model.load_state_dict(weights)
+            # After the model, which has the ranks.
+            _load_optimizer(state.optimizer, moments)
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} does not fit the network {state.config.model!r}: {reason}") from error
-    state.epoch, state.step = contents["epoch"], contents["step"]
-    state.records = [EpochRecord(**values) for values in contents["records"]]
-    state.rank_history = [(step, ranks) for step, ranks in contents["rank_history"]]
+    state.scheduler.load_state_dict(scheduler)
+    state.epoch, state.step, state.records = contents["epoch"], contents["step"], records
+    state.rank_history = [(step, dict(ranks)) for step, ranks in contents["rank_history"]]
+
+
+_CONTENTS = values.record(
+    {
+        "format": values.one_of(_FORMAT),
+        "torch": values.text,
+        "config": values.mapping(values.plain),
+        "epoch": values.whole(1),
+        "step": values.whole(1),
+        "model": values.mapping(values.anything),
+        "optimizer": values.record(
+            {"state": values.anything, "param_groups": values.listing(values.mapping(values.anything), 1)}
+        ),
+        "scheduler": values.mapping(values.anything),
+        "records": values.listing(values.anything, 1),
+        "rank_history": values.listing(values.row(values.whole(), RANKS), 1),
+    }
+)
+
+
+def _check_weights(name: str, value: object, present: torch.Tensor | None) -> None:
+    tensor = check_tensor(name, value, like=present)
+    if tensor.is_complex() or not torch.isfinite(tensor).all():
+        raise ValueError(f"{name} is complex, or holds NaN or infinity")
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Load the state; torch's own optimizers, which check little, get it checked as ours do."""
+    if not isinstance(optimizer, RiemannianOptimizer):
+        saved = checked_state_dict(optimizer, saved)
+    optimizer.load_state_dict(saved)
+
+
+def _of_the_same_kind(saved: Any, present: Any, where: str = "scheduler") -> Any:
+    """`saved`, if it has the layout of `present`: torch takes over whatever a scheduler is given."""
+    if isinstance(present, dict):
+        values.record(dict.fromkeys(present, values.anything))(where, saved)
+        return {key: _of_the_same_kind(saved[key], present[key], f"{where}.{key}") for key in present}
+    if isinstance(present, (list, tuple)):
+        values.row(*[values.anything] * len(present))(where, saved)
+        return [
+            _of_the_same_kind(one, other, f"{where}[{k}]")
+            for k, (one, other) in enumerate(zip(saved, present, strict=True))
+        ]
+    if isinstance(present, (bool, str)) or present is None:
+        values.one_of(present, *((True, False) if isinstance(present, bool) else ()))(where, saved)
+    else:
+        values.finite(where, saved)
+    return saved

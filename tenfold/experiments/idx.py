@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 
 _UNSIGNED_BYTE = 0x08
+_MOST = 2**28  # bytes of the data; the largest file of MNIST has 47 million
+_MOST_AXES = 8
+_HEADER = 4 + 4 * _MOST_AXES + 1  # with one byte more than may be there
 
 
 def read_idx(path: Path) -> Tensor:
@@ -30,12 +33,14 @@ def read_idx(path: Path) -> Tensor:
     Raises
     ------
     ValueError
-        The file is not of this format, or is shorter or longer than its header says.
+        The file is not of this format, is shorter or longer than its header says, or larger than 256 MiB.
+        What a gzipped file expands to beyond that is not read.
     OSError
         The file cannot be read.
     """
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            raw = file.read(_MOST + _HEADER)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is not a complete gzip file ({error}); download it again") from error
     if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] != _UNSIGNED_BYTE or raw[3] == 0:
@@ -43,9 +48,13 @@ def read_idx(path: Path) -> Tensor:
             f"{path} is not an IDX file of unsigned bytes: it starts with {raw[:4].hex() or 'nothing'}"
         )
     start = 4 + 4 * raw[3]
+    if raw[3] > _MOST_AXES:
+        raise ValueError(f"{path} claims {raw[3]} axes, more than the {_MOST_AXES} that are read")
     if len(raw) < start:
         raise ValueError(f"{path} ends inside its header; download it again")
     shape = struct.unpack(f">{raw[3]}I", raw[4:start])
+    if math.prod(max(n, 1) for n in shape) > _MOST:
+        raise ValueError(f"{path} claims the shape {shape}, more than the {_MOST:,} bytes that are read")
     if len(raw) - start != math.prod(shape):
         raise ValueError(
             f"{path} holds {len(raw) - start} bytes of data where its header {shape} asks for "

@@ -18,6 +18,7 @@ from tenfold.experiments.config import TrainConfig
 from tenfold.experiments.grid import Entry, Sweep, run_id
 from tenfold.experiments.result import Result, read_results
 from tenfold.experiments.sweep_job import RESULT, Job, work
+from tenfold.untrusted import read_text
 
 RESULTS = "results.jsonl"
 _RUNS = "runs"
@@ -160,7 +161,10 @@ class SweepRunner:
         if not path.is_file():
             self._failed.append(f"{describe(job.config)}: its process ended without a result")
             return
-        result = Result.from_line(path.read_text(encoding="utf-8"))
+        try:
+            result = Result.from_line(read_text(path))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
         with (self.folder / RESULTS).open("a", encoding="utf-8") as file:
             file.write(result.to_line())
         self._done[result.id] = result
