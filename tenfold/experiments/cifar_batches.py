@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tenfold.untrusted import Scan, checked_pickle
+from tenfold.untrusted.stream import read_at_most
 
 _MOST = 2**28  # bytes of a batch; those of CIFAR-10 have 31 million
 _CLASSES = 10
@@ -40,11 +41,13 @@ def read_cifar_batch(path: Path) -> tuple[Tensor, Tensor]:
         The file cannot be read.
     """
     with path.open("rb") as file:
-        raw = file.read(_MOST + 1)
-    if len(raw) > _MOST:
+        raw = read_at_most(file, _MOST)
+    if raw is None:
         raise ValueError(f"{path} is larger than {_MOST:,} bytes, which no CIFAR-10 batch is")
     try:
         batch = Scan(checked_pickle(raw), _NAMES, encoding="latin1").load()
+    except MemoryError:
+        raise
     except Exception as error:  # foreign bytes make unpicklers raise anything
         raise ValueError(f"{path} is not a complete CIFAR-10 batch ({error}); download it again") from error
     if isinstance(batch, dict):

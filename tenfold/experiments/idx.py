@@ -11,10 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tenfold.untrusted.stream import read_at_most
+
 _UNSIGNED_BYTE = 0x08
 _MOST = 2**28  # bytes of the data; the largest file of MNIST has 47 million
 _MOST_AXES = 8
-_HEADER = 4 + 4 * _MOST_AXES + 1  # with one byte more than may be there
+_HEADER = 4 + 4 * _MOST_AXES + 1
 
 
 def read_idx(path: Path) -> Tensor:
@@ -40,9 +42,11 @@ def read_idx(path: Path) -> Tensor:
     """
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            raw = file.read(_MOST + _HEADER)
+            raw = read_at_most(file, _MOST + _HEADER)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is not a complete gzip file ({error}); download it again") from error
+    if raw is None:
+        raise ValueError(f"{path} holds more than the {_MOST:,} bytes that are read")
     if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] != _UNSIGNED_BYTE or raw[3] == 0:
         raise ValueError(
             f"{path} is not an IDX file of unsigned bytes: it starts with {raw[:4].hex() or 'nothing'}"

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tenfold.untrusted.stream import read_at_most
+
 __all__ = ["SMALL_FILE", "parse_json", "read_text"]
 
 SMALL_FILE = 2**20
@@ -31,8 +33,8 @@ def read_text(path: Path, most: int = _LARGE_FILE) -> str:
         It cannot be read.
     """
     with path.open("rb") as file:
-        raw = file.read(most + 1)  # not the size that the system tells: a pipe has none
-    if len(raw) > most:
+        raw = read_at_most(file, most)
+    if raw is None:
         raise ValueError(f"{path} is larger than the {most:,} bytes that are read of such a file")
     try:
         return raw.decode("utf-8")

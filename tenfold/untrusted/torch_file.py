@@ -56,7 +56,7 @@ def load_torch(path: Path, what: str = "a file of tensors and plain data") -> An
             _check(file)
             file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=True)
-        except OSError:
+        except (OSError, MemoryError):
             raise
         except Exception as error:  # foreign bytes make unpicklers raise anything
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__

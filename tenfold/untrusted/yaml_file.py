@@ -36,5 +36,7 @@ def read_yaml(path: Path) -> Any:
         return yaml.load(text, Loader)
     except RecursionError as error:
         raise ValueError(f"{path} is nested too deep") from error
+    except MemoryError:
+        raise
     except Exception as error:  # the constructors of dates and numbers raise several
         raise ValueError(f"{path} is not YAML: {error}") from error
