@@ -135,10 +135,6 @@ class RiemannianAdam(RiemannianOptimizer):
         missing = [name for name in needed if name not in saved]
         if missing and len(missing) < len(needed):
             raise ValueError(f"the state of parameter {number} has no {missing[0]}")
-        curved = isinstance(parameter, geoopt.ManifoldParameter)
-        if not missing and isinstance(saved["step"], torch.Tensor) == curved:
-            kind = "a whole number" if curved else "a tensor"
-            raise ValueError(f"the step of parameter {number} must be {kind}")
         if not missing and not saved["step"] >= 1:
             raise ValueError(f"the step of parameter {number} must be at least 1, got {saved['step']}")
 

@@ -84,7 +84,8 @@ class RankPolicy(abc.ABC):
             if (value is not None or name != "stop") and type(value) is not int:
                 raise TypeError(f"{name} must be an integer, got {value!r}")
         for name, bound in (("min_rank", self.min_rank), ("max_rank", self.max_rank)):
-            fits = bound is None or (0 < bound <= 1 if isinstance(bound, float) else bound >= 1)
+            fits = 0 < bound <= 1 if isinstance(bound, float) else type(bound) is int and bound >= 1
+            fits = fits or (bound is None and name == "max_rank")
             if not fits:
                 raise ValueError(f"{name} must be an integer >= 1 or a fraction in (0, 1], got {bound}")
         for name in ("every", "multiple_of"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import geoopt
 import torch
 
 from tenfold.untrusted import check_tensor, values
@@ -105,8 +106,8 @@ def _kind(name: str, value: Any) -> values.Check:
         return values.flag
     if isinstance(value, str):
         return values.text
-    if isinstance(value, int) and name in ("step", "max_iter", "history_size", "max_doublings"):
-        return values.whole(int(name != "step" and name != "max_doublings"))
+    if name in ("step", "max_iter", "history_size", "max_doublings", "core_steps"):
+        return values.whole(0 if name == "step" else 1)
     if isinstance(value, (int, float)):
         return values.finite
     if isinstance(value, (list, tuple)):
@@ -121,12 +122,18 @@ def _one_number(where: str, value: Any) -> None:
 
 
 def _check_entry(where: str, name: str, value: Any, parameter: torch.Tensor, shape_of: Shape | None) -> None:
-    if not isinstance(value, torch.Tensor):
+    shape = tuple(parameter.shape) if shape_of is None else shape_of(parameter, name)
+    shape = () if name == "step" else shape
+    curved = isinstance(parameter, geoopt.ManifoldParameter)
+    if name == "step" and curved:
+        values.whole(1)(where, value)
+        return
+    if value is None and name == "momentum_buffer" and not curved:
+        return  # torch's SGD before its first step
+    if not isinstance(value, torch.Tensor) and shape is None:
         values.plain(where, value)
         return
     check_tensor(where, value)
-    shape = tuple(parameter.shape) if shape_of is None else shape_of(parameter, name)
-    shape = () if name == "step" else shape
     if shape is None and value.numel() > parameter.numel():
         raise ValueError(
             f"{where} has the shape {tuple(value.shape)}, the parameter {tuple(parameter.shape)}"

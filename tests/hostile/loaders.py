@@ -194,7 +194,9 @@ def sweeps():
     import yaml
 
     tree = yaml.safe_load(SWEEP)
-    forged = mutations.forged(tree).map(lambda value: yaml.safe_dump(value, allow_unicode=True).encode())
+    forged = mutations.forged(tree).map(
+        lambda value: yaml.safe_dump(value.value, allow_unicode=True).encode()
+    )
     return st.one_of(mutations.edited(SWEEP), forged, forged, st.sampled_from(_YAML))
 
 
