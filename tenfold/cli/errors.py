@@ -28,10 +28,10 @@ def exit_code_of(action: Callable[[], int]) -> int:
         if error.name not in _EXTRAS or os.environ.get("TENFOLD_DEBUG"):
             raise
         complain(f"{error.name} is not installed: pip install 'tenfold[train]'")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         if os.environ.get("TENFOLD_DEBUG"):
             raise
-        complain(str(error))
+        complain(str(error) or "there is not enough memory")
     return USER_ERROR
 
 

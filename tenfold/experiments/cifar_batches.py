@@ -45,7 +45,7 @@ def read_cifar_batch(path: Path) -> tuple[Tensor, Tensor]:
     if raw is None:
         raise ValueError(f"{path} is larger than {_MOST:,} bytes, which no CIFAR-10 batch is")
     try:
-        batch = Scan(checked_pickle(raw), _NAMES, encoding="latin1").load()
+        batch = Scan(checked_pickle(bytes(raw)), _NAMES, encoding="latin1").load()
     except MemoryError:
         raise
     except Exception as error:  # foreign bytes make unpicklers raise anything

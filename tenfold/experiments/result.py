@@ -113,7 +113,7 @@ class Result:
             sweep=sweep,
             kind=kind,
             status="finished" if finished else "diverged",
-            config={k: v for k, v in config.to_dict().items() if k not in PLACE_FIELDS},
+            config=_what_decides(config),
             tuning=tuning,
             curve=[{k: _brief(getattr(record, k)) for k in _OF_A_CURVE} for record in records],
             losses=_losses(records),
@@ -139,12 +139,12 @@ class Result:
         saved = parse_json(line)
         try:
             _RESULT("the result", saved)
-            TrainConfig.from_dict({**saved["config"], "device": "auto", "data_dir": None})
+            run = TrainConfig.from_dict({**saved["config"], "device": "auto", "data_dir": None})
             if saved["status"] == "finished" and not (saved["curve"] and saved["losses"]):
                 raise ValueError("the result of a finished run has no epoch or no loss")
         except (ValueError, TypeError) as error:
             raise ValueError(f"this is not a result of this version of tenfold: {error}") from error
-        return cls(**saved)
+        return cls(**{**saved, "config": _what_decides(run)})
 
 
 def read_results(path: Path) -> list[Result]:
@@ -167,6 +167,10 @@ def read_results(path: Path) -> list[Result]:
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
     return results
+
+
+def _what_decides(config: TrainConfig) -> dict[str, Any]:
+    return {name: value for name, value in config.to_dict().items() if name not in PLACE_FIELDS}
 
 
 _RESULT = values.record(

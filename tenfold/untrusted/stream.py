@@ -16,11 +16,11 @@ class Readable(Protocol):
         """Up to `size` bytes."""
 
 
-def read_at_most(file: Readable, most: int) -> bytes | None:
+def read_at_most(file: Readable, most: int) -> bytearray | None:
     """The rest of a file; None if it is longer than `most` bytes."""
     found = bytearray()
     while chunk := file.read(_CHUNK):
         found += chunk
         if len(found) > most:
             return None
-    return bytes(found)
+    return found

@@ -58,9 +58,17 @@ def load_torch(path: Path, what: str = "a file of tensors and plain data") -> An
             return torch.load(file, map_location="cpu", weights_only=True)
         except (OSError, MemoryError):
             raise
+        except RuntimeError as error:
+            if "allocate" in str(error):  # the checks have shown that all of it is in the file
+                raise MemoryError(f"{path} does not fit into memory") from error
+            raise ValueError(_refusal(path, what, error)) from error
         except Exception as error:  # foreign bytes make unpicklers raise anything
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(f"{path} is truncated or not {what}: {reason}") from error
+            raise ValueError(_refusal(path, what, error)) from error
+
+
+def _refusal(path: Path, what: str, error: Exception) -> str:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return f"{path} is truncated or not {what}: {reason}"
 
 
 def _check(file: IO[bytes]) -> None:

@@ -242,20 +242,28 @@ def json_files(raw):
 
 def archives(raw, contents):
     """Files of torch.save: damaged; with other bytes in their records but right sums; with other contents."""
-    archive = zipfile.ZipFile(io.BytesIO(raw))
-    records = {name: archive.read(name) for name in archive.namelist()}
-    pickled = next(name for name in records if name.endswith("data.pkl"))
-
-    def rebuilt(data, compression=zipfile.ZIP_STORED):
-        stream = io.BytesIO()
-        with zipfile.ZipFile(stream, "w", compression) as new:
-            for name, old in records.items():
-                new.writestr(name, data if name == pickled else old)
-        return stream.getvalue()
-
-    inside = edited(records[pickled]).map(rebuilt)
-    packed = st.just(rebuilt(records[pickled], zipfile.ZIP_DEFLATED))
+    inside = edited(pickle_of(raw)).map(lambda data: repacked(raw, data))
+    packed = st.just(repacked(raw, pickle_of(raw), zipfile.ZIP_DEFLATED))
     return st.one_of(edited(raw), inside, inside, packed, *[forged(contents, "tensors").map(saved)] * 4)
+
+
+def _records(raw):
+    archive = zipfile.ZipFile(io.BytesIO(raw))
+    return {name: archive.read(name) for name in archive.namelist()}
+
+
+def pickle_of(raw):
+    """The pickle in a file of torch.save."""
+    return next(data for name, data in _records(raw).items() if name.endswith("/data.pkl"))
+
+
+def repacked(raw, data, compression=zipfile.ZIP_STORED):
+    """A file of torch.save with another pickle, and sums that are right."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", compression) as new:
+        for name, old in _records(raw).items():
+            new.writestr(name, data if name.endswith("/data.pkl") else old)
+    return stream.getvalue()
 
 
 def saved(value):

@@ -98,7 +98,10 @@ def load_adapter(model: nn.Module, path: str | PathLike[str], *, name: str | Non
     with tensor_file.opened(Path(path)) as file:
         header = _header(file)
         name = header["name"] if name is None else name
-        check_name(name)
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise ValueError(f"{file.path}: {error}") from error
         new: dict[str, Adapter] = {}
         expected: set[str] = set()
         for layer, options in header["layers"].items():
