@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from tenfold.atomic import replacing
+from tenfold.experiments.compression import ranks
 from tenfold.experiments.config import TrainConfig
-from tenfold.experiments.metrics import RANKS, EpochRecord
+from tenfold.experiments.metrics import EpochRecord, check_ranks
 from tenfold.nn import unchanged_on_error
 from tenfold.optim import RiemannianOptimizer
 from tenfold.optim.saved_state import checked_state_dict
@@ -137,6 +138,9 @@ def restore(path: Path, contents: dict[str, Any], state: TrainingState) -> None:
         present = state.model.state_dict()
         for name, value in weights.items():
             _check_weights(name, value, present.get(name))
+        layers = {name: len(rank) for name, rank in ranks(state.model).items()}
+        if any({n: len(r) for n, r in saved.items()} != layers for _, saved in contents["rank_history"]):
+            raise ValueError(f"the rank history is not that of the layers {', '.join(layers)}")
         with unchanged_on_error(state.model):
             state.model.load_state_dict(weights)
             # After the model, which has the ranks.
@@ -146,7 +150,7 @@ def restore(path: Path, contents: dict[str, Any], state: TrainingState) -> None:
         raise ValueError(f"{path} does not fit the network {state.config.model!r}: {reason}") from error
     state.scheduler.load_state_dict(scheduler)
     state.epoch, state.step, state.records = contents["epoch"], contents["step"], records
-    state.rank_history = [(step, dict(ranks)) for step, ranks in contents["rank_history"]]
+    state.rank_history = [(step, dict(saved)) for step, saved in contents["rank_history"]]
 
 
 _CONTENTS = values.record(
@@ -162,7 +166,7 @@ _CONTENTS = values.record(
         ),
         "scheduler": values.mapping(values.anything),
         "records": values.listing(values.anything, 1),
-        "rank_history": values.listing(values.row(values.whole(), RANKS), 1),
+        "rank_history": values.listing(values.row(values.whole(), check_ranks), 1),
     }
 )
 

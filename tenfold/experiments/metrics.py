@@ -87,16 +87,25 @@ class EpochRecord:
 
 
 _COUNT, _POSITIVE = values.whole(), values.whole(1)
-RANKS = values.mapping(values.listing(_POSITIVE))
-"""What the ranks of all layers look like."""
+_MOST_LAYERS = 1000
+
+
+def check_ranks(where: str, value: Any) -> None:
+    """Refuse what are not the ranks of some layers; figures have a panel for each of them."""
+    values.mapping(values.listing(_POSITIVE, 1))(where, value)
+    if len(value) > _MOST_LAYERS:
+        raise ValueError(f"{where} has {len(value)} layers, more than the {_MOST_LAYERS} that are read")
+
+
 _RECORD = values.record(
     {
         **dict.fromkeys(("epoch", "step"), _POSITIVE),
         **dict.fromkeys(("parameters", "dense_parameters"), _COUNT),
-        **dict.fromkeys(("train_loss", "test_loss", "test_accuracy"), values.number),
-        **{f"compression_{part}": values.number for part in ("convolutions", "factored", "network")},
-        **dict.fromkeys(("seconds_per_step", "lr"), values.number),
-        "ranks": RANKS,
+        **dict.fromkeys(("train_loss", "test_loss"), values.number),
+        "test_accuracy": values.fraction,
+        **{f"compression_{part}": values.finite for part in ("convolutions", "factored", "network")},
+        **dict.fromkeys(("seconds_per_step", "lr"), values.finite),
+        "ranks": check_ranks,
         "peak_memory": values.optional(_COUNT),
         "losses": values.listing(values.number),
     }

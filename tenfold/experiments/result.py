@@ -11,7 +11,7 @@ from typing import Any
 from tenfold.experiments.config import PLACE_FIELDS, TrainConfig
 from tenfold.experiments.grid import run_id
 from tenfold.experiments.machine import machine, versions
-from tenfold.experiments.metrics import LOSS_WINDOW, RANKS, EpochRecord
+from tenfold.experiments.metrics import LOSS_WINDOW, EpochRecord, check_ranks
 from tenfold.untrusted import parse_json, read_text, values
 
 _POINTS = 100  # of the loss curve
@@ -142,6 +142,11 @@ class Result:
             run = TrainConfig.from_dict({**saved["config"], "device": "auto", "data_dir": None})
             if saved["status"] == "finished" and not (saved["curve"] and saved["losses"]):
                 raise ValueError("the result of a finished run has no epoch or no loss")
+            layers = {tuple(ranks) for _, ranks in saved["ranks"]}
+            if len(layers) > 1 or (
+                run.method == "tucker" and saved["status"] == "finished" and not any(layers)
+            ):
+                raise ValueError("the ranks are not those of the same layers throughout")
         except (ValueError, TypeError) as error:
             raise ValueError(f"this is not a result of this version of tenfold: {error}") from error
         return cls(**{**saved, "config": _what_decides(run)})
@@ -185,11 +190,12 @@ _RESULT = values.record(
                 {
                     **dict.fromkeys(_OF_A_CURVE, values.number),
                     **dict.fromkeys(("epoch", "step", "parameters"), values.whole(1)),
+                    "test_accuracy": values.fraction,
                 }
             )
         ),
         "losses": values.listing(values.row(values.whole(), values.number)),
-        "ranks": values.listing(values.row(values.whole(), RANKS)),
+        "ranks": values.listing(values.row(values.whole(), check_ranks)),
         "peak_memory": values.optional(values.whole()),
         "versions": values.record(dict.fromkeys(("torch", "tenfold"), values.text), extra=values.text),
         "machine": values.record(

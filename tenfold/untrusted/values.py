@@ -17,6 +17,7 @@ __all__ = [
     "either",
     "finite",
     "flag",
+    "fraction",
     "listing",
     "mapping",
     "number",
@@ -66,6 +67,13 @@ def finite(where: str, value: Any) -> None:
     number(where, value)
     if not math.isfinite(value):
         raise ValueError(f"{where} must be finite, not {value}")
+
+
+def fraction(where: str, value: Any) -> None:
+    """A number in [0, 1]."""
+    number(where, value)
+    if not 0 <= value <= 1:
+        raise ValueError(f"{where} must lie in [0, 1], not {value}")
 
 
 def flag(where: str, value: Any) -> None:

@@ -5,7 +5,6 @@ told, and asserts that a failed load has changed nothing and that a successful o
 """
 
 import contextlib
-import copy
 import gzip
 import io
 import json
@@ -38,6 +37,7 @@ from tenfold.nn.adapters import adapt, export_lora, import_lora, load_adapter, s
 from tenfold.optim import RankAdaptation, RiemannianAdamW
 from tests.experiments.conftest import idx_bytes
 from tests.hostile import mutations
+from tests.hostile.snapshot import everything, same
 
 ALLOWED = (ValueError, OSError)
 
@@ -53,35 +53,6 @@ class Loader:
 
     def __call__(self, path):
         self.load(path)
-
-
-def everything(model, optimizer=None, scheduler=None):
-    """All that a load may change, to compare."""
-    state = {
-        name: (value, value.detach().clone()) for name, value in model.state_dict(keep_vars=True).items()
-    }
-    ranks = {name: p.manifold for name, p in model.named_parameters() if hasattr(p, "manifold")}
-    others = [copy.deepcopy(part.state_dict()) for part in (optimizer, scheduler) if part is not None]
-    return state, ranks, others, [name for name, _ in model.named_modules()]
-
-
-def same(before, model, optimizer=None, scheduler=None):
-    now = everything(model, optimizer, scheduler)
-    assert before[0].keys() == now[0].keys()
-    for name, (tensor, value) in before[0].items():
-        assert name.endswith("_rank") or now[0][name][0] is tensor, name
-        assert torch.equal(now[0][name][1], value), name
-    assert before[1] == now[1]
-    assert before[3] == now[3]
-    assert _plain(before[2]) == _plain(now[2])
-
-
-def _plain(value):
-    if isinstance(value, torch.Tensor):
-        return str(value.dtype), value.tolist()
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 # Checkpoints of runs -------------------------------------------------------------------------
@@ -155,16 +126,13 @@ def load_checkpoint(path):
 # Text ----------------------------------------------------------------------------------------
 
 
-def a_result():
-    curve = {name: getattr(RECORD, name) for name in _CURVE}
-    result = Result.of(CONFIG, "s", None, "run", [RECORD], [(0, RECORD.ranks)], True)
-    return [
-        result.to_line(),
-        Result.of(CONFIG.dense_twin(), "s", None, "run", [RECORD], [], True).to_line(),
-    ], curve
+def result_lines():
+    """A run on manifolds and a dense one."""
+    run = Result.of(CONFIG, "s", None, "run", [RECORD], [(0, RECORD.ranks)], True)
+    return (
+        run.to_line() + Result.of(CONFIG.dense_twin(), "s", None, "run", [RECORD], [], True).to_line()
+    ).encode()
 
-
-_CURVE = ("epoch", "step")
 
 SWEEP = b"""name: s
 common: {data: mnist, model: lenet5, epochs: 3}
@@ -340,7 +308,7 @@ def loaders():
     own, peft_weights, peft_config = adapter_files()
     plain, packed = idx_bytes(_IMAGES), gzip.compress(idx_bytes(_IMAGES))
     bomb = gzip.compress(b"\0\0\x08\x01\xff\xff\xff\xff" + b"\0" * 10**6)
-    results = "".join(a_result()[0]).encode()
+    results = result_lines()
     metrics = 2 * (json.dumps(RECORD.to_dict()) + "\n").encode()
     config = json.dumps(CONFIG.to_dict()).encode()
     batch, state = batch_file(), weights()

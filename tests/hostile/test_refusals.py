@@ -26,12 +26,11 @@ from tests.hostile.loaders import (
     PEFT,
     adapter_files,
     checkpoint_contents,
-    everything,
     fresh_state,
     frozen,
-    same,
 )
 from tests.hostile.mutations import nested, pickle_of, repacked, saved
+from tests.hostile.snapshot import everything, same
 
 # Files of torch.save -------------------------------------------------------------------------
 

@@ -9,8 +9,8 @@ from torch import nn
 from tenfold.nn import AveragedModel, Linear, unchanged_on_error
 from tenfold.optim import RankAdaptation, RiemannianAdamW, RiemannianCG
 from tenfold.optim.rank_policy import policy_from_state
-from tests.hostile.loaders import everything, same
 from tests.hostile.mutations import nested
+from tests.hostile.snapshot import everything, same
 
 
 def test_a_third_layer_that_does_not_fit_leaves_the_first_two():

@@ -31,7 +31,7 @@ from tenfold.optim import (
 )
 from tests.hostile import mutations
 from tests.hostile.limits import headroom, ran_out
-from tests.hostile.loaders import everything, same
+from tests.hostile.snapshot import everything, same
 
 X = torch.randn(5, 2, 4, 4, generator=torch.Generator().manual_seed(0))
 
