@@ -25,6 +25,11 @@ def unchanged_on_error(model: nn.Module) -> Iterator[None]:
     model : torch.nn.Module
         Any module; a copy of its tensors is kept during the block.
 
+    Yields
+    ------
+    None
+        Nothing.
+
     Examples
     --------
     >>> import torch, tenfold
