@@ -4,8 +4,8 @@
 
 A Tucker point of shape (channels, channels, 3, 3) whose channel modes are compressed, float32, one tangent
 vector; every retraction in turn in every round. Milliseconds of processor time, medians with minimum and
-maximum; *defect* is the largest entry of ``U^T U - I`` afterwards. The frame, shared with gradient and transport,
-is not counted.
+maximum; *defect* is the largest entry of ``U^T U - I`` afterwards. The frame, which
+gradient and transport share, is not counted.
 """
 
 from __future__ import annotations

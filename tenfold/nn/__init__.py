@@ -19,6 +19,7 @@ from tenfold.nn.named_factors import factor_state_dict, load_factor_state_dict
 from tenfold.nn.parameter import declare, low_rank_parameters
 from tenfold.nn.report import FactorizationReport, FactorizedLayer
 from tenfold.nn.stages import Stage
+from tenfold.nn.unchanged import unchanged_on_error
 
 __all__ = [
     "AveragedModel",
@@ -47,4 +48,5 @@ __all__ = [
     "factorize",
     "load_factor_state_dict",
     "low_rank_parameters",
+    "unchanged_on_error",
 ]
