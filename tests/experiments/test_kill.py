@@ -9,13 +9,19 @@ import pytest
 from tenfold.experiments import checkpoint
 from tenfold.experiments.runs import read_run
 
-from .killing import Kill, run
+from .killing import Kill, Processes
 from .test_training import assert_same, measured
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 
 EPOCHS, STEPS = 20, 4  # steps of an epoch
 EVERY = 2
+
+
+@pytest.fixture(scope="module")
+def processes():
+    with Processes() as running:
+        yield running
 
 
 def assert_same_folders(one, two):
@@ -29,11 +35,14 @@ def assert_same_folders(one, two):
 
 
 @pytest.mark.parametrize(("method", "kills"), [("tucker", 24), ("prune-magnitude", 8)])
-def test_killed_at_random_moments_it_loses_no_more_than_the_last_steps(tiny, tmp_path, method, kills):
+def test_killed_at_random_moments_it_loses_no_more_than_the_last_steps(
+    tiny, tmp_path, processes, method, kills
+):
     own = {"adapt_every": 3} if method == "tucker" else {"compression": 0.8}
     config = tiny(method=method, epochs=EPOCHS, checkpoint_every=EVERY, **own)
+    run = processes.run
     whole, parts, log = tmp_path / "whole", tmp_path / "parts", tmp_path / "log"
-    assert run(config, whole, log, None) == 0
+    assert run(config, whole, log) == 0
     *_, last = log.read_text().splitlines()
     events, writing = (int(number) for number in last.split()[1:])
     checkpoints = EPOCHS * STEPS // EVERY
@@ -55,5 +64,5 @@ def test_killed_at_random_moments_it_loses_no_more_than_the_last_steps(tiny, tmp
             assert max([saved, *map(int, steps)]) - kept <= EVERY
     assert while_writing >= kills // 5, "few kills found a checkpoint half written"
     assert kept < EPOCHS * STEPS, "every kill came before the end"
-    assert run(config, parts, log, None) == 0
+    assert run(config, parts, log) == 0
     assert_same_folders(whole, parts)
