@@ -354,9 +354,19 @@ def transport_squares(
             seen = seen if v == tree.root else right(tree, v, seen, outside[v])
             outside[w] = unfold(seen, axis, order) @ unfold(target_frame.env[w], axis, order).mT
         mean = squares[v].mean(dim=tuple(range(-order, 0)), keepdim=True)
-        spread = some(lift(tree, v, squares[v] - mean, squared))
-        out[v] = mean + (spread if v == tree.root else right(tree, v, spread, outside[v].square()))
+        parts = [some(lift(tree, v, item, squared)) for item in (squares[v], torch.ones_like(squares[v]))]
+        if v != tree.root:
+            parts = [right(tree, v, item, outside[v].square()) for item in parts]
+        out[v] = _filled_up(*parts, mean)
     return out
+
+
+def _filled_up(inherited: torch.Tensor, share: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    """Second moments that are inherited to a share, and for the rest the mean; without cancellation.
+
+    What is small stays small but positive: a quotient by its root must neither fail nor explode.
+    """
+    return inherited + mean * (1 - share).clamp(min=0.0)
 
 
 def _overlaps(tree: TensorTree, nodes: Nodes, target: Nodes) -> dict[int, torch.Tensor]:
@@ -378,7 +388,8 @@ def carry_core(
         return some(lift(tree, tree.root, core, overlap))
     mean = core.mean(dim=tuple(range(-tree.nodes[tree.root].legs, 0)), keepdim=True)
     squared = {v: item.square() for v, item in overlap.items()}
-    return mean + some(lift(tree, tree.root, core - mean, squared))
+    inherited, share = (some(lift(tree, tree.root, c, squared)) for c in (core, torch.ones_like(core)))
+    return _filled_up(inherited, share, mean)
 
 
 def extend(tree: TensorTree, nodes: Nodes, tangent: Nodes, frame: Frame) -> list[torch.Tensor]:
