@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from tenfold.atomic import replacing
-from tenfold.untrusted import check_tensor, load_torch
+from tenfold.untrusted.tensors import check_tensor
+from tenfold.untrusted.torch_file import load_torch
 from tenfold.untrusted.values import brief
 
 _DEEPEST = 100

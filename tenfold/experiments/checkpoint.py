@@ -15,7 +15,9 @@ from tenfold.experiments.state import Progress, TrainingState
 from tenfold.nn import unchanged_on_error
 from tenfold.optim import RiemannianOptimizer
 from tenfold.optim.saved_state import checked_state_dict
-from tenfold.untrusted import check_tensor, load_torch, values
+from tenfold.untrusted import values
+from tenfold.untrusted.tensors import check_tensor
+from tenfold.untrusted.torch_file import load_torch
 
 _FORMAT = 1
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tenfold.untrusted import Scan, checked_pickle
+from tenfold.untrusted.pickled import Scan, checked_pickle
 from tenfold.untrusted.stream import read_at_most
 
 _MOST = 2**28  # bytes of a batch; those of CIFAR-10 have 31 million

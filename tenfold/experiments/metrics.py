@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tenfold.atomic import write_text
-from tenfold.untrusted import parse_json, read_text, values
+from tenfold.untrusted import values
+from tenfold.untrusted.text import parse_json, read_text
 
 LOSS_WINDOW = 10
 """Steps whose losses are averaged in a record."""

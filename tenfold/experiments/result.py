@@ -12,7 +12,8 @@ from tenfold.experiments.config import TrainConfig
 from tenfold.experiments.grid import run_id
 from tenfold.experiments.machine import machine, versions
 from tenfold.experiments.metrics import LOSS_WINDOW, EpochRecord, check_ranks
-from tenfold.untrusted import parse_json, read_text, values
+from tenfold.untrusted import values
+from tenfold.untrusted.text import parse_json, read_text
 
 _POINTS = 100  # of the loss curve
 _RANKS = 50  # of the rank history

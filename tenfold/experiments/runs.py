@@ -10,8 +10,7 @@ from pathlib import Path
 from tenfold.atomic import write_text
 from tenfold.experiments.config import TrainConfig
 from tenfold.experiments.metrics import EpochRecord, read_records
-from tenfold.untrusted import parse_json, read_text
-from tenfold.untrusted.text import SMALL_FILE
+from tenfold.untrusted.text import SMALL_FILE, parse_json, read_text
 
 CHECKPOINT = "checkpoint.pt"
 CONFIG = "config.json"

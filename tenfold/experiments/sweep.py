@@ -19,7 +19,7 @@ from tenfold.experiments.grid import Entry, Sweep, run_id
 from tenfold.experiments.processes import Processes
 from tenfold.experiments.result import Result, read_results
 from tenfold.experiments.sweep_job import RESULT, Job, work
-from tenfold.untrusted import read_text
+from tenfold.untrusted.text import read_text
 
 RESULTS = "results.jsonl"
 _RUNS = "runs"

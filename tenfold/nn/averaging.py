@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import swa_utils
 
 from tenfold.manifolds import TreeManifold, is_low_rank, move_
-from tenfold.untrusted import check_tensor
+from tenfold.untrusted.tensors import check_tensor
 
 __all__ = ["AveragedModel"]
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from tenfold.manifolds import TreeManifold, is_low_rank, rank_tuple
 from tenfold.nn.unchanged import unchanged_on_error
-from tenfold.untrusted import check_tensor
+from tenfold.untrusted.tensors import check_tensor
 
 __all__ = ["factor_state_dict", "load_factor_state_dict"]
 

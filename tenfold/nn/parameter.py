@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tenfold.manifolds import LowRankManifold, is_low_rank, move_, rank_tuple
-from tenfold.untrusted import check_tensor
+from tenfold.untrusted.tensors import check_tensor
 
 __all__ = ["declare", "low_rank_parameters"]
 

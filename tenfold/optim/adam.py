@@ -134,7 +134,8 @@ class RiemannianAdam(RiemannianOptimizer):
     def _check_saved_state(self, number: int, parameter: torch.Tensor, saved: State, group: Group) -> None:
         needed = ["step", "exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
         missing = [name for name in needed if name not in saved]
-        if missing and len(missing) < len(needed):
+        plain = bool(saved) and not isinstance(parameter, geoopt.ManifoldParameter)
+        if missing and (plain or len(missing) < len(needed)):
             raise ValueError(f"the state of parameter {number} has no {missing[0]}")
         if not missing and not saved["step"] >= 1:
             raise ValueError(f"the step of parameter {number} must be at least 1, got {saved['step']}")

@@ -315,8 +315,11 @@ class LineSearchOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
     def _guess(self, slope: float, squared: float, norm: float) -> float:
         """Length to try first: by slope and squared norm of the direction, and the norm of the gradient."""
         group = self.param_groups[0]
-        if group["last_curvature"] is not None:
-            return float(-slope / (group["last_curvature"] * squared))
+        curvature = group["last_curvature"]
+        if curvature is not None and curvature * squared > 0:  # it may underflow
+            guess = float(-slope / (curvature * squared))
+            if math.isfinite(guess):
+                return guess
         first = min(1.0, norm) if group["first_step"] is None else group["first_step"]
         return float(first / math.sqrt(squared))
 
@@ -333,7 +336,8 @@ class LineSearchOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
         state_dict = checked_state_dict(self, state_dict)
         (group,) = state_dict["param_groups"]
         WolfeSearch(group["decrease"], group["curvature"], group["max_doublings"])  # refuses what is none
-        for name, least in (("tolerance_grad", 0.0), ("first_step", math.ulp(0.0))):
+        positive = math.ulp(0.0)
+        for name, least in (("tolerance_grad", 0.0), ("first_step", positive), ("last_curvature", positive)):
             if group[name] is not None and group[name] < least:
                 raise ValueError(f"the saved {name} is {group[name]}")
         if group["last_slope"] is None and any(state_dict["state"].values()):

@@ -8,7 +8,8 @@ from typing import Any
 import geoopt
 import torch
 
-from tenfold.untrusted import check_tensor, values
+from tenfold.untrusted import values
+from tenfold.untrusted.tensors import check_tensor
 
 __all__ = ["checked_state_dict"]
 

@@ -215,7 +215,9 @@ def _forged(draw, original, values):
             other = tree
             for key in known[draw(st.integers(0, len(known) - 1))]:
                 other = other[key]
-            tree = _changed(tree, path, lambda old, o=other: copy.copy(o))
+            tree = _changed(
+                tree, path, lambda old, o=other: o if isinstance(o, torch.Tensor) else copy.copy(o)
+            )
         else:
             new = foreign[draw(st.integers(0, len(foreign) - 1))]
             tree = _changed(tree, path, lambda old, v=new: v)

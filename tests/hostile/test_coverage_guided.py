@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-RUNS = 5_000
+RUNS = 2_000
 
 
 @pytest.mark.deep

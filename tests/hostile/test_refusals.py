@@ -21,7 +21,7 @@ from tenfold.experiments.config import TrainConfig
 from tenfold.experiments.metrics import read_records
 from tenfold.experiments.runs import read_config
 from tenfold.nn.adapters import import_lora
-from tenfold.untrusted import load_torch
+from tenfold.untrusted.torch_file import load_torch
 from tests.hostile.loaders import (
     PEFT,
     adapter_files,

@@ -82,6 +82,7 @@ def test_a_policy_that_is_none(state, message):
         (lambda s: s["param_groups"][0].update(rank_adaptation=nested(1000)), "must be a mapping"),
         (lambda s: s["state"].update({7: {}}), "no parameter of it"),
         (lambda s: s["state"][0].pop("exp_avg_sq"), "has no exp_avg_sq"),
+        (lambda s: s["state"].update({1: {"x": 1}}), "state of parameter 1 has no step"),
         (lambda s: s["state"][0].update(step=-1), "step of parameter 0"),
         (lambda s: s["state"][0].update(exp_avg=None), "must be a tensor"),
         (lambda s: s["state"][0]["exp_avg"].fill_(torch.inf), "NaN or infinity"),
@@ -105,6 +106,12 @@ def test_state_of_a_line_search_that_does_not_fit():
     layer = Linear(6, 4, rank=2, bias=False)
     optimizer = RiemannianCG(layer.parameters())
     state = optimizer.state_dict()
-    for change in ({"max_iter": 0}, {"decrease": 2.0}, {"tolerance_grad": -1.0}, {"curvature": "x"}):
+    for change in (
+        {"last_curvature": 0.0},
+        {"max_iter": 0},
+        {"decrease": 2.0},
+        {"tolerance_grad": -1.0},
+        {"curvature": "x"},
+    ):
         with pytest.raises(ValueError, match=next(iter(change))):
             optimizer.load_state_dict({**state, "param_groups": [{**state["param_groups"][0], **change}]})

@@ -18,7 +18,8 @@ from tenfold.nn.adapters.lookup import adapted_layers, adapter_of, check_known, 
 from tenfold.nn.adapters.report import AdapterReport
 from tenfold.nn.adapters.tensor_file import TensorFile
 from tenfold.nn.layer import LowRankLayer
-from tenfold.untrusted import parse_json, values
+from tenfold.untrusted import values
+from tenfold.untrusted.text import parse_json
 
 __all__ = ["checked_layer", "load_adapter", "placed", "save_adapter"]
 

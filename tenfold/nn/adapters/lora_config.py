@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tenfold.untrusted import parse_json, read_text, values
-from tenfold.untrusted.text import SMALL_FILE
+from tenfold.untrusted import values
+from tenfold.untrusted.text import SMALL_FILE, parse_json, read_text
 
 __all__ = ["read_configuration", "scale_of"]
 
