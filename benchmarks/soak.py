@@ -105,9 +105,13 @@ class Runner:
         return _worst(_off(p.detach(), p.manifold.projx(p.detach())) for p in self.low_rank())
 
     def off_tangent(self) -> float:
-        """The same for the momentum and the tangent space; that of TDLRT is a core, which is always in it."""
+        """The same for the momentum and the tangent space.
+
+        That of TDLRT is a core, which is always in it; that of damped steps is projected in the next one.
+        """
         found = [0.0]
-        for p in self.low_rank():
+        damped = self.optimizer.param_groups[0]["damping"] is not None
+        for p in () if damped else self.low_rank():
             for name in ("momentum_buffer", "exp_avg"):
                 u = self.optimizer.state[p].get(name)
                 if u is not None and u.shape == p.shape:

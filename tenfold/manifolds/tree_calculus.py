@@ -357,7 +357,8 @@ def transport_squares(
         parts = [some(lift(tree, v, item, squared)) for item in (squares[v], torch.ones_like(squares[v]))]
         if v != tree.root:
             parts = [right(tree, v, item, outside[v].square()) for item in parts]
-        out[v] = _filled_up(*parts, mean)
+        inherited, share = parts
+        out[v] = _filled_up(inherited, share, mean)
     return out
 
 

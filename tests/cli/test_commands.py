@@ -109,7 +109,7 @@ def test_compare(quick, tmp_path, capsys):
 def stop_after(monkeypatch, epochs: int, steps: int = 0) -> None:
     """Let the next run be interrupted in the first step after so many epochs and steps."""
 
-    def interrupted(config, folder, *, resume, observer):
+    def interrupted(config, folder, *, observer, **options):
         stepped = observer.stepped
 
         def watch(step):
@@ -118,7 +118,7 @@ def stop_after(monkeypatch, epochs: int, steps: int = 0) -> None:
                 raise KeyboardInterrupt
 
         observer.stepped = watch
-        return train(config, folder, resume=resume, observer=observer)
+        return train(config, folder, observer=observer, **options)
 
     monkeypatch.setattr("tenfold.cli.session.train", interrupted)
 
