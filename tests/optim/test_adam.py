@@ -130,6 +130,20 @@ def test_second_moments_follow_a_rotation_and_fill_new_directions(manifold):
     torch.testing.assert_close(rotated.sum(), squares.sum())
 
 
+@pytest.mark.parametrize("manifold", MANIFOLDS, ids=str)
+def test_small_second_moments_stay_small_and_positive(manifold):
+    """Also where the mean of a block is more than 1 / eps times an entry, which a difference to it loses."""
+    draw = generator(0)
+    x = manifold.random(generator=draw)
+    squares = 10.0 ** (-20 * torch.rand(manifold.size, generator=draw))
+    for y in (x, manifold.retr(x, 1e-4 * manifold.proju(x, torch.randn(manifold.size, generator=draw)))):
+        moved = manifold.transp_squares(x, y, squares)
+        assert (moved > 0).all()
+        largest = squares.max()
+        assert ((moved >= 0.99 * squares) | (moved <= 1e-4 * largest)).all()
+    assert (manifold.transp_squares(x, x, squares) <= 1.001 * squares + 1e-6 * largest).all()
+
+
 def test_refusals():
     p = parameter(MANIFOLDS[0])
     for options in ({"betas": (1.0, 0.9)}, {"eps": -1.0}, {"second_moment": "block"}, {"damping": -1.0}):
