@@ -12,7 +12,8 @@ from torch.optim.adam import adam
 from torch.optim.adamw import adamw
 
 from tenfold.manifolds import LowRankManifold
-from tenfold.optim.base import Group, RiemannianOptimizer
+from tenfold.optim.base import RiemannianOptimizer
+from tenfold.optim.checked import Group
 from tenfold.optim.rank_policy import RankPolicy
 from tenfold.optim.update import State
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import abc
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NoReturn, TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn
 
 import geoopt
 import torch
@@ -15,21 +15,19 @@ from tenfold.distributed.sharded import is_sharded, total, whole
 from tenfold.linalg import NonFiniteError
 from tenfold.manifolds import LowRankManifold
 from tenfold.optim.agreement import agreed_ranks, check_agreement, require_company
+from tenfold.optim.checked import CheckedOptimizer, Group
 from tenfold.optim.master import MASTER, needs_master, working_point
-from tenfold.optim.rank_policy import RankPolicy, policy_from_state, policy_state
-from tenfold.optim.saved_state import checked_state_dict
+from tenfold.optim.rank_policy import RankPolicy
 from tenfold.optim.update import Adapting, Batch, State, Update, batches
 
 __all__ = ["IllConditionedWarning", "RiemannianOptimizer"]
-
-Group: TypeAlias = dict[str, Any]
 
 
 class IllConditionedWarning(UserWarning):
     """Gradients of a low-rank parameter lose digits because its core is ill-conditioned."""
 
 
-class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
+class RiemannianOptimizer(CheckedOptimizer):
     """Base of the optimizers. A subclass says what a step is, in tangent space and for plain tensors.
 
     A step is computed for all parameters, checked, and only then carried out. Low-rank
@@ -79,10 +77,6 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
 
     # What a subclass defines -----------------------------------------------------------------
 
-    #: Names of the state tensors that are tangent vectors; they are transported.
-    tangent_state: tuple[str, ...] = ()
-    #: Names of the state tensors that hold squares of coordinates; they follow the bases.
-    square_state: tuple[str, ...] = ()
     #: Whether directions and new state are linear in the gradient and the old state.
     linear_direction = False
     #: Whether weight decay is part of the direction (AdamW) rather than of the gradient.
@@ -98,34 +92,6 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
     @abc.abstractmethod
     def _plain_step(self, group: Group, parameters: list[torch.Tensor]) -> None:
         """Move plain parameters in place with torch's own code."""
-
-    # Set-up ----------------------------------------------------------------------------------
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group after checking its hyperparameters; see :class:`torch.optim.Optimizer`."""
-        self._check_hyperparameters({**self.defaults, **param_group})
-        super().add_param_group(param_group)
-        self.param_groups[-1].setdefault("step", 0)
-
-    def _check_hyperparameters(self, complete: Group) -> None:
-        policy, stabilize = complete["rank_adaptation"], complete["stabilize"]
-        if policy is not None and not isinstance(policy, RankPolicy):
-            raise TypeError(f"rank_adaptation must be a RankPolicy or None, got {policy!r}")
-        if stabilize is not None and stabilize < 1:
-            raise ValueError(f"stabilize must be a positive number of steps or None, got {stabilize}")
-        if complete["damping"] is not None and complete["damping"] < 0:
-            raise ValueError(f"damping must not be negative, got {complete['damping']}")
-        self._check_group(complete)
-
-    def _check_group(self, group: Group) -> None:
-        """Raise ValueError if a hyperparameter is out of range."""
-
-    @staticmethod
-    def _check_lr(lr: float | torch.Tensor) -> None:
-        if isinstance(lr, torch.Tensor) and lr.numel() != 1:
-            raise ValueError(f"a tensor lr must hold one number, got the shape {tuple(lr.shape)}")
-        if lr < 0:
-            raise ValueError(f"lr must not be negative, got {lr}")
 
     # The step --------------------------------------------------------------------------------
 
@@ -366,21 +332,6 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
             stacklevel=5,
         )
 
-    def _named(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for g, group in enumerate(self.param_groups):
-            names = group.get("param_names")
-            for k, p in enumerate(group["params"]):
-                where = f"parameter {names[k]!r}" if names else f"parameter {k} of group {g}"
-                on = p.manifold if isinstance(p, geoopt.ManifoldParameter) else f"shape {tuple(p.shape)}"
-                yield f"{where} ({on})", p
-
-    def _name(self, parameter: torch.Tensor) -> str:
-        return next(name for name, p in self._named() if p is parameter)
-
-    def _state_shape(self, parameter: torch.Tensor) -> tuple[int, ...]:
-        """Shape of the tangent vectors in the state of a parameter."""
-        return tuple(parameter.shape)
-
     def _check_state(self, batch: Batch) -> None:
         for p in batch.members:
             for name in self._held(self.tangent_state, self.state[p]):
@@ -390,59 +341,6 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
                         f"{name} of {self._name(p)} has the shape {found} instead of {needed}: load the "
                         "model's state before the optimizer's"
                     )
-
-    # State -----------------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain data only, so that it loads with ``weights_only=True``."""
-        packed = super().state_dict()
-        packed["param_groups"] = [
-            {**group, "rank_adaptation": policy_state(group["rank_adaptation"])}
-            for group in packed["param_groups"]
-        ]
-        return packed
-
-    @torch.no_grad()
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what :meth:`state_dict` gave, also across rank changes.
-
-        Load the model's state first: its layers take the saved ranks, and the optimizer's state
-        must fit them.
-
-        Raises
-        ------
-        ValueError
-            If the groups or the state do not fit the parameters, or a hyperparameter is not one; the
-            optimizer is then unchanged.
-        """
-        state_dict = checked_state_dict(self, state_dict, self._saved_shape)
-        groups = [
-            {**group, "rank_adaptation": policy_from_state(group.get("rank_adaptation"))}
-            for group in state_dict["param_groups"]
-        ]
-        numbers = [number for group in groups for number in group["params"]]
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        owners = [group for group in groups for _ in group["params"]]
-        for group in groups:
-            self._check_hyperparameters(group)
-        for number, p, group in zip(numbers, parameters, owners, strict=True):
-            self._check_saved_state(number, p, state_dict["state"].get(number, {}), group)
-        super().load_state_dict({**state_dict, "param_groups": groups})
-        for number, p in zip(numbers, parameters, strict=True):
-            # torch rounds the state to the type of the parameter; beside a master copy it is not.
-            if needs_master(p):
-                for name, value in state_dict["state"].get(number, {}).items():
-                    if isinstance(value, torch.Tensor):
-                        self.state[p][name] = value.to(p.device, copy=True)
-
-    def _saved_shape(self, parameter: torch.Tensor, name: str) -> tuple[int, ...] | None:
-        """Shape that a tensor in the saved state of a parameter must have; None where a subclass knows."""
-        if name in (*self.tangent_state, *self.square_state):
-            return self._state_shape(parameter)
-        return tuple(parameter.shape) if name == MASTER else None
-
-    def _check_saved_state(self, number: int, parameter: torch.Tensor, saved: State, group: Group) -> None:
-        """Raise ValueError if a step could not go on from the saved state of a parameter."""
 
 
 def _magnitude(tensors: list[torch.Tensor]) -> torch.Tensor:

@@ -11,7 +11,8 @@ import torch
 from tenfold.linalg import orthogonalize
 from tenfold.manifolds import LowRankManifold
 from tenfold.optim.adam import RiemannianAdamW, SecondMoment
-from tenfold.optim.base import Group, RiemannianOptimizer
+from tenfold.optim.base import RiemannianOptimizer
+from tenfold.optim.checked import Group
 from tenfold.optim.rank_policy import RankPolicy
 from tenfold.optim.update import State
 

@@ -8,7 +8,8 @@ import geoopt
 import torch
 from torch.optim.sgd import sgd
 
-from tenfold.optim.base import Group, RiemannianOptimizer
+from tenfold.optim.base import RiemannianOptimizer
+from tenfold.optim.checked import Group
 from tenfold.optim.rank_policy import RankPolicy
 from tenfold.optim.update import State
 

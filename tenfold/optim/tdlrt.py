@@ -14,8 +14,9 @@ from torch import nn
 from tenfold.manifolds import LowRankManifold, TreeManifold, is_low_rank, move_
 from tenfold.optim.adam import RiemannianAdamW
 from tenfold.optim.agreement import agreed_mean, require_company
-from tenfold.optim.base import Group, RiemannianOptimizer
+from tenfold.optim.base import RiemannianOptimizer
 from tenfold.optim.capture import Capture
+from tenfold.optim.checked import Group
 from tenfold.optim.master import needs_master
 from tenfold.optim.rank_policy import RankPolicy
 from tenfold.optim.sgd import RiemannianSGD
