@@ -1,15 +1,37 @@
-"""The pickled batches of CIFAR-10's Python version, read without letting the pickle run code."""
+"""The pickled batches of CIFAR's Python versions, read without letting the pickle run code."""
 
 from __future__ import annotations
 
 import io
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+
+class Variant(NamedTuple):
+    """One of the two data sets in this format.
+
+    Parameters
+    ----------
+    name : str
+        In messages.
+    labels : str
+        Entry of a batch that holds the labels.
+    classes : int
+        Labels are 0 to ``classes - 1``.
+    """
+
+    name: str
+    labels: str
+    classes: int
+
+
+CIFAR10 = Variant("CIFAR-10", "labels", 10)
+CIFAR100 = Variant("CIFAR-100", "fine_labels", 100)
 
 # What numpy needs to rebuild an array, under its names of numpy 1 (as in the original files) and numpy 2.
 _HARMLESS = {
@@ -43,25 +65,27 @@ class _ArrayUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def read_cifar_batch(path: Path) -> tuple[Tensor, Tensor]:
-    """Read one batch file of CIFAR-10.
+def read_cifar_batch(path: Path, variant: Variant = CIFAR10) -> tuple[Tensor, Tensor]:
+    """Read one batch file of CIFAR-10 or CIFAR-100.
 
     Parameters
     ----------
     path : Path
-        ``data_batch_1`` to ``data_batch_5`` or ``test_batch``.
+        ``data_batch_1`` to ``data_batch_5`` or ``test_batch``; ``train`` or ``test`` of CIFAR-100.
+    variant : Variant
+        Which of the two data sets; of CIFAR-100 the labels are the fine ones.
 
     Returns
     -------
     images : Tensor
         uint8 of shape (n, 3, 32, 32).
     labels : Tensor
-        int64 of shape (n,), 0 to 9.
+        int64 of shape (n,), 0 to ``variant.classes - 1``.
 
     Raises
     ------
     ValueError
-        The file is truncated, not a pickled batch, or holds arrays of another shape.
+        The file is truncated, not a pickled batch, or holds arrays of another shape or other labels.
     OSError
         The file cannot be read.
     """
@@ -76,16 +100,25 @@ def read_cifar_batch(path: Path) -> tuple[Tensor, Tensor]:
         IndexError,
         TypeError,
     ) as error:
-        raise ValueError(f"{path} is not a complete CIFAR-10 batch ({error}); download it again") from error
+        raise ValueError(
+            f"{path} is not a complete {variant.name} batch ({error}); download it again"
+        ) from error
     if isinstance(batch, dict):
         batch = {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
-    if not isinstance(batch, dict) or not {"data", "labels"} <= set(batch):
-        raise ValueError(f"{path} is not a CIFAR-10 batch: it has no entries 'data' and 'labels'")
-    data, labels = np.asarray(batch["data"]), np.asarray(batch["labels"])
+    if not isinstance(batch, dict) or not {"data", variant.labels} <= set(batch):
+        raise ValueError(
+            f"{path} is not a {variant.name} batch: it has no entries 'data' and {variant.labels!r}"
+        )
+    data, labels = np.asarray(batch["data"]), np.asarray(batch[variant.labels])
     if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072 or labels.shape != data.shape[:1]:
         raise ValueError(
-            f"{path}: data {data.dtype}{data.shape} and labels {labels.shape} where a CIFAR-10 batch has "
-            "uint8 (n, 3072) and (n,)"
+            f"{path}: data {data.dtype}{data.shape} and labels {labels.shape} where a {variant.name} batch "
+            "has uint8 (n, 3072) and (n,)"
+        )
+    if labels.size and not 0 <= labels.min() <= labels.max() < variant.classes:
+        raise ValueError(
+            f"{path}: labels from {labels.min()} to {labels.max()} where {variant.name} has "
+            f"0 to {variant.classes - 1}"
         )
     images = torch.from_numpy(np.ascontiguousarray(data)).reshape(-1, 3, 32, 32)
     return images, torch.from_numpy(labels.astype(np.int64))

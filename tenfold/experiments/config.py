@@ -17,7 +17,7 @@ from tenfold.experiments.combinations import (
     optimizers_of,
 )
 
-DATA_SETS = ("digits", "mnist", "cifar10")
+DATA_SETS = ("digits", "mnist", "cifar10", "cifar100", "tinyimagenet")
 MODELS = ("lenet5", "vgg-small", "vgg16", "alexnet", "resnet18")
 SCHEDULES = ("one-cycle", "cosine", "constant")
 ON_NAN = ("raise", "skip", "rollback")
@@ -36,10 +36,13 @@ _ADDED_LATER: dict[str, Any] = {
     "on_nan": "raise",
     "checkpoint_every": None,
 }
+_PHOTOGRAPHS = {"epochs": 20, "batch_size": 128, "lr": 0.1, "weight_decay": 5e-4, "tau": 0.06}
 _RECIPES: dict[str, dict[str, Any]] = {
     "digits": {"epochs": 20, "batch_size": 32, "lr": 0.05, "tau": 0.15},
     "mnist": {"epochs": 5, "batch_size": 64, "lr": 0.05, "tau": 0.2},
-    "cifar10": {"epochs": 20, "batch_size": 128, "lr": 0.1, "weight_decay": 5e-4, "tau": 0.06},
+    "cifar10": _PHOTOGRAPHS,
+    "cifar100": _PHOTOGRAPHS,
+    "tinyimagenet": _PHOTOGRAPHS,
 }
 
 
@@ -49,7 +52,7 @@ class TrainConfig:
 
     Parameters
     ----------
-    data : {"digits", "mnist", "cifar10"}
+    data : {"digits", "mnist", "cifar10", "cifar100", "tinyimagenet"}
         Data set; all but ``"digits"`` are read from `data_dir`.
     model : {"lenet5", "vgg-small", "vgg16", "alexnet", "resnet18"}
         Network.

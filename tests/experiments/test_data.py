@@ -49,6 +49,15 @@ def test_cifar10(cifar10_folder):
     assert data.augment is not None
 
 
+def test_cifar100(cifar100_folder):
+    data = load("cifar100", cifar100_folder)
+    assert data.train.images.shape == (40, 3, 32, 32)
+    assert data.test.images.shape == (20, 3, 32, 32)
+    assert data.num_classes == 100
+    assert data.train.labels.tolist() == list(range(99, 59, -1))  # the fine ones
+    assert data.augment is not None
+
+
 def test_the_folder_may_come_from_the_environment(mnist_folder, monkeypatch):
     monkeypatch.setenv("TENFOLD_DATA", str(mnist_folder))
     assert len(load("mnist").train) == 64
@@ -66,7 +75,12 @@ def test_normalise_is_the_affine_map_of_the_pixels(cifar10_folder):
 
 @pytest.mark.parametrize(
     ("name", "layout"),
-    [("mnist", "MNIST/raw/.*ossci-datasets"), ("cifar10", "cifar-10-batches-py/.*toronto.edu")],
+    [
+        ("mnist", "MNIST/raw/.*ossci-datasets"),
+        ("cifar10", "cifar-10-batches-py/.*toronto.edu"),
+        ("cifar100", "cifar-100-python/.*toronto.edu"),
+        ("tinyimagenet", "tiny-imagenet-200/.*stanford.edu"),
+    ],
 )
 def test_a_missing_folder_says_the_layout_and_the_source(tmp_path, monkeypatch, name, layout):
     monkeypatch.delenv("TENFOLD_DATA", raising=False)
