@@ -60,8 +60,8 @@ class TrainConfig:
         How weights are stored. ``"tucker"`` puts convolution and linear weights on Tucker manifolds,
         ``"dense"`` leaves them alone. ``"loose-tucker"``, ``"loose-cp"``, ``"loose-tt"`` and
         ``"loose-matrix"`` keep factors as plain parameters (:mod:`tenfold.experiments.loose`);
-        ``"prune-snip"``, ``"prune-grasp"`` and ``"prune-magnitude"`` keep a part of the dense weights
-        (:mod:`tenfold.experiments.pruning`).
+        ``"prune-snip"``, ``"prune-grasp"``, ``"prune-magnitude"`` and ``"prune-imp"`` keep a part of the
+        dense weights (:mod:`tenfold.experiments.pruning`).
     optimizer : {"sgd", "adamw", "muon", "tdlrt", "tdlrt-adamw"}
         How weights move; the last three are for ``"tucker"`` only.
     rank : float or int, optional

@@ -91,3 +91,13 @@ def test_scoring_leaves_the_network_s_statistics_alone(tiny, cifar10_folder):
     )
     model = make_network(config, load("cifar10", str(cifar10_folder)))
     assert all(m.running_mean.abs().max() == 0 for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+@pytest.mark.parametrize("method", ["prune-snip", "prune-grasp"])
+def test_scores_of_many_images_are_taken_in_parts(tiny, method, monkeypatch):
+    """Without batch normalisation the parts add up to what all images at once give."""
+    _, whole = network(tiny, method)
+    monkeypatch.setattr("tenfold.experiments.pruning._MOST_AT_A_TIME", 17)
+    _, parts = network(tiny, method)
+    for one, two in zip(masks(whole).values(), masks(parts).values(), strict=True):
+        assert (one == two).float().mean() > 0.999
