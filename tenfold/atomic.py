@@ -18,8 +18,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Whatever ends the block early (an error, Ctrl-C) removes the temporary file and leaves `path` as it was.
     The contents are on the disk before the rename, and the rename is before the block is left, so that `path`
-    is whole after a loss of power, too. What a killed process of this machine left behind is removed by the
-    next one that writes to `path`.
+    is whole after a loss of power, too. What a killed process left behind is removed by the next one that
+    writes to `path`; processes are looked for on this machine, so only one machine at a time may write to it.
 
     Parameters
     ----------

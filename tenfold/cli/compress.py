@@ -49,15 +49,18 @@ def compress_command(options: argparse.Namespace) -> int:
             raise ValueError(f"--out {out} is the file that is read")
     if not out.parent.is_dir():
         raise FileNotFoundError(f"the folder of --out {out} does not exist")
-    report = factorize(
-        model,
-        format=options.format,
-        rank=options.rank,
-        tol=options.tol,
-        compression=options.compression,
-        include=options.include,
-        exclude=options.exclude or (),
-    )
+    try:
+        report = factorize(
+            model,
+            format=options.format,
+            rank=options.rank,
+            tol=options.tol,
+            compression=options.compression,
+            include=options.include,
+            exclude=options.exclude or (),
+        )
+    except ValueError as error:
+        raise ValueError(f"{options.model}: {error}") from error
     if not report.layers and not report.left:
         raise ValueError(f"{options.model} holds no weight of a linear layer or a convolution")
     state.update(model.state_dict())

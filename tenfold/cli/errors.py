@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+_LONGEST = 2000  # characters of a message, which may quote a file
 _EXTRAS = ("sklearn", "matplotlib", "rich", "yaml")
 
 
@@ -27,16 +28,19 @@ def exit_code_of(action: Callable[[], int]) -> int:
         if error.name not in _EXTRAS or os.environ.get("TENFOLD_DEBUG"):
             raise
         complain(f"{error.name} is not installed: pip install 'tenfold[train]'")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         if os.environ.get("TENFOLD_DEBUG"):
             raise
-        complain(str(error))
+        complain(str(error) or "there is not enough memory")
     return USER_ERROR
 
 
 def complain(message: str) -> None:
-    """Print `message` to stderr as one line."""
-    print("tenfold:", " ".join(message.split()), file=sys.stderr, flush=True)
+    """Print `message` to stderr as one line of limited length, control characters written out."""
+    line = " ".join(message.split())
+    line = line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    print("tenfold:", line, file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -9,6 +9,8 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from tenfold.untrusted.values import brief
+
 
 def evaluate(target: str, what: str) -> Any:
     """The object that ``MODULE:NAME`` or ``MODULE:NAME(arguments)`` names.
@@ -36,17 +38,19 @@ def evaluate(target: str, what: str) -> Any:
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(name)
-    except ImportError as error:
+    except (ImportError, TypeError, ValueError) as error:
         raise ValueError(f"cannot import the module {name!r}: {error}") from None
     try:
         tree = ast.parse(expression.strip(), mode="eval").body
-    except SyntaxError as error:
-        raise ValueError(f"{expression!r} is not a Python expression: {error.msg}") from None
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        raise ValueError(f"{brief(expression)} is not a Python expression: {error}") from None
     try:
         value = _value(tree, module)
         return value() if isinstance(value, type) else value
-    except TypeError as error:
-        raise ValueError(f"cannot make {expression!r}: {error}") from None
+    except ValueError:
+        raise
+    except Exception as error:  # whatever the code that was named raises
+        raise ValueError(f"cannot make {brief(expression)}: {error}") from error
 
 
 def _value(node: ast.expr, module: ModuleType) -> Any:

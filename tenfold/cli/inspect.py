@@ -11,6 +11,7 @@ from tenfold.nn import Format
 from tenfold.nn.choice import Decomposition
 from tenfold.nn.sites import counterpart, find_sites
 
+_MOST_RANKS = 64  # of a tensor: no more modes than torch has axes
 _HEAD = ("weight", "shape", "unfolding", "condition", "50%", "90%", "99%", "rank", "saved")
 
 
@@ -41,7 +42,7 @@ def inspect_command(options: argparse.Namespace) -> int:
         rows += _spectra(site.name, site.module, form, options.tol)
     for name, rank in state.items():
         packed = name.removesuffix("_rank")
-        if packed != name and packed in state:
+        if packed != name and packed in state and rank.ndim == 1 and len(rank) <= _MOST_RANKS:
             ranks = "x".join(map(str, rank.tolist()))
             rows.append((packed, f"packed, {state[packed].numel():,}", "", "", "", "", "", ranks, ""))
     if len(rows) == 1:

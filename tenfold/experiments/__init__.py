@@ -9,7 +9,9 @@ imports nothing, so that the command line answers ``--help`` without waiting for
 - :mod:`~tenfold.experiments.models`, :mod:`~tenfold.experiments.methods`: networks, and how they are trained
 - :mod:`~tenfold.experiments.loose`, :mod:`~tenfold.experiments.pruning`: the baselines' weights
 - :mod:`~tenfold.experiments.starting_rank`, :mod:`~tenfold.experiments.decay`: where factors start
-- :mod:`~tenfold.experiments.training`, :mod:`~tenfold.experiments.checkpoint`: the loop, and how it goes on
+- :mod:`~tenfold.experiments.training`, :mod:`~tenfold.experiments.epoch`: a run, and an epoch of it
+- :mod:`~tenfold.experiments.stepping`: a step, and what becomes of it if it is not finite
+- :mod:`~tenfold.experiments.state`, :mod:`~tenfold.experiments.checkpoint`: what the next step depends on
 - :mod:`~tenfold.experiments.metrics`, :mod:`~tenfold.experiments.compression`: what is measured
 - :mod:`~tenfold.experiments.runs`, :mod:`~tenfold.experiments.comparison`: finished runs
 - :mod:`~tenfold.experiments.grid`, :mod:`~tenfold.experiments.sweep`: many runs, from one file

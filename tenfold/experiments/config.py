@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from tenfold.experiments.combinations import (
     moves_on_the_beat,
     optimizers_of,
 )
+from tenfold.untrusted.values import LARGEST, brief
 
 DATA_SETS = ("digits", "mnist", "cifar10", "cifar100", "tinyimagenet")
 MODELS = ("lenet5", "vgg-small", "vgg16", "alexnet", "resnet18")
@@ -27,6 +28,7 @@ PLACE_FIELDS = ("data_dir", "device", "checkpoint_every")
 
 _LOW_RANK_DEFAULTS: dict[str, Any] = {"rank": 0.5, "tau": 0.15, "adapt_every": 10, "damping": 0.05}
 _OF_SOME_METHODS = (*_LOW_RANK_DEFAULTS, "compression", "decay")
+_LARGEST = sys.float_info.max
 _ADAPTIVE_LR = 0.005  # of the adaptive optimizers, whatever the data
 # Fields that runs of earlier versions do not have, with what they did.
 _ADDED_LATER: dict[str, Any] = {
@@ -158,8 +160,12 @@ class TrainConfig:
         unknown = sorted(set(given) - {field.name for field in fields(cls)})
         if unknown:
             raise TypeError(f"a run has no field {', '.join(unknown)}")
-        recipe = dict(_RECIPES.get(given.get("data", "digits"), {}))
-        method, optimizer = given.get("method", "tucker"), given.get("optimizer", "sgd")
+        data, method, optimizer = (
+            given.get(name, getattr(cls, name)) for name in ("data", "method", "optimizer")
+        )
+        if not all(isinstance(name, str) for name in (data, method, optimizer)):
+            return cls(**given)  # which says what is wrong
+        recipe = dict(_RECIPES.get(data, {}))
         if is_adaptive(optimizer):
             recipe["lr"] = _ADAPTIVE_LR
         if "tau" not in choices_of(method, optimizer) or given.get("compression") is not None:
@@ -167,6 +173,7 @@ class TrainConfig:
         return cls(**{**recipe, **given})
 
     def __post_init__(self) -> None:
+        self._check_types()
         for name, allowed in (
             ("data", DATA_SETS),
             ("model", MODELS),
@@ -176,7 +183,9 @@ class TrainConfig:
             ("on_nan", ON_NAN),
         ):
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+                raise ValueError(
+                    f"{name} must be one of {', '.join(allowed)}, not {brief(getattr(self, name))}"
+                )
         if self.data == "digits" and self.data_dir is not None:
             raise ValueError("data_dir has no effect on the data set 'digits', which comes with scikit-learn")
         self._check_low_rank_fields()
@@ -194,7 +203,17 @@ class TrainConfig:
             ),
         ):
             if not ok:
-                raise ValueError(f"{name} must be {wanted}, not {getattr(self, name)!r}")
+                raise ValueError(f"{name} must be {wanted}, not {brief(getattr(self, name))}")
+
+    def _check_types(self) -> None:
+        for name in ("data", "model", "method", "optimizer", "schedule", "device"):
+            if not isinstance(getattr(self, name), str):
+                raise TypeError(f"{name} must be a string, not {brief(getattr(self, name))}")
+        for name in ("factorize_all", "amp"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, not {brief(getattr(self, name))}")
+        if self.data_dir is not None and not isinstance(self.data_dir, str):
+            raise TypeError(f"data_dir must be a string or None, not {brief(self.data_dir)}")
 
     def _check_low_rank_fields(self) -> None:
         if self.optimizer not in optimizers_of(self.method):
@@ -211,15 +230,15 @@ class TrainConfig:
         if is_pruned(self.method) and self.compression is None:
             raise ValueError(f"compression is needed by the method {self.method!r}: a number in [0, 1)")
         rank = self.rank
-        whole = isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1
+        whole = isinstance(rank, int) and not isinstance(rank, bool) and 1 <= rank <= LARGEST
         if rank is not None and not whole and not (isinstance(rank, float) and 0 < rank <= 1):
             raise ValueError(
-                f"rank must be a fraction in (0, 1] or a whole number of at least 1, not {rank!r}"
+                f"rank must be a fraction in (0, 1] or a whole number of at least 1, not {brief(rank)}"
             )
         for name in ("tau", "compression"):
             value = getattr(self, name)
             if value is not None and not (_is_number(value) and 0 <= value < 1):
-                raise ValueError(f"{name} must be a number in [0, 1), not {value!r}")
+                raise ValueError(f"{name} must be a number in [0, 1), not {brief(value)}")
         if self.adapt_every is not None:
             _check_integer("adapt_every", self.adapt_every, 0)
             if moves_on_the_beat(self.optimizer) and self.adapt_every == 0:
@@ -228,9 +247,9 @@ class TrainConfig:
                     "in these steps only"
                 )
         if self.damping is not None and not (_is_number(self.damping) and self.damping >= 0):
-            raise ValueError(f"damping must be a number, at least 0, not {self.damping!r}")
+            raise ValueError(f"damping must be a number, at least 0, not {brief(self.damping)}")
         if self.decay is not None and not (_is_number(self.decay) and self.decay >= 1):
-            raise ValueError(f"decay must be a number, at least 1, not {self.decay!r}")
+            raise ValueError(f"decay must be a number, at least 1, not {brief(self.decay)}")
 
     def _check_nothing_is_ignored(self) -> None:
         given = [name for name in _OF_SOME_METHODS if getattr(self, name) is not None]
@@ -284,7 +303,7 @@ class TrainConfig:
         expected = {field.name for field in fields(cls)}
         values = {**_ADDED_LATER, **values}
         if set(values) != expected:
-            odd = ", ".join(sorted(set(values) ^ expected))
+            odd = ", ".join(sorted(map(str, set(values) ^ expected)))
             raise ValueError(
                 f"this is not a run of this version of tenfold: field {odd} is missing or unknown"
             )
@@ -292,11 +311,13 @@ class TrainConfig:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
 def _check_integer(name: str, value: object, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a whole number, not {value!r}")
+        raise TypeError(f"{name} must be a whole number, not {brief(value)}")
     if value < least:
-        raise ValueError(f"{name} must be at least {least}, not {value}")
+        raise ValueError(f"{name} must be at least {least}, not {brief(value)}")
+    if value > LARGEST:
+        raise ValueError(f"{name} must be below 2^63")

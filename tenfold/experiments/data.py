@@ -201,6 +201,8 @@ def _mnist_split(folder: Path, prefix: str) -> Split:
             f"{paths[0]} and {paths[1]} hold arrays of shape {tuple(images.shape)} and {tuple(labels.shape)} "
             "where MNIST has (n, 28, 28) and (n,)"
         )
+    if len(labels) and labels.max() > 9:
+        raise ValueError(f"{paths[1]} holds the label {labels.max()} where MNIST has 0 to 9")
     return Split(images[:, None], labels.long())
 
 

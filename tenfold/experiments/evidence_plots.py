@@ -76,6 +76,8 @@ def plot_rank_evolution(path: Path, group: Sequence[Setting]) -> None:
         result = setting.results[0]
         end = result.last["step"]
         for panel, layer in zip(panels, layers, strict=False):
+            if layer not in result.ranks[0][1]:
+                continue
             steps = [step for step, _ in result.ranks] + [end]
             values = [max(ranks[layer]) for _, ranks in result.ranks]
             label = f"{setting.config['optimizer']}, {setting.size}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -12,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from tenfold.experiments.config import PLACE_FIELDS, TrainConfig
+from tenfold.untrusted.values import brief
+from tenfold.untrusted.yaml_file import read_yaml
 
+_MOST_RUNS = 100_000
 _SECTIONS = ("name", "common", "seeds", "rates", "tune", "blocks")
 _TUNE_KEYS = ("epochs", "seed")
 _AXES = tuple(f.name for f in fields(TrainConfig) if f.name not in (*PLACE_FIELDS, "seed"))
@@ -79,12 +83,7 @@ def read_sweep(path: Path, data_dir: str | None = None) -> Sweep:
     OSError
         The file cannot be read.
     """
-    import yaml
-
-    try:
-        contents = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
+    contents = read_yaml(path)
     try:
         return _sweep(contents, path.stem, data_dir)
     except (ValueError, TypeError) as error:
@@ -97,7 +96,7 @@ def _sweep(contents: Any, stem: str, data_dir: str | None) -> Sweep:
     rates = _mapping("rates", contents.get("rates", {}), None)
     blocks = contents.get("blocks")
     if not isinstance(blocks, list) or not blocks:
-        raise ValueError(f"blocks must be a list of at least one block, not {blocks!r}")
+        raise ValueError(f"blocks must be a list of at least one block, not {brief(blocks)}")
     entries: dict[str, Entry] = {}
     for number, block in enumerate(blocks):
         where = f"blocks[{number}]"
@@ -110,6 +109,8 @@ def _sweep(contents: Any, stem: str, data_dir: str | None) -> Sweep:
                     raise ValueError(f"tune.seed {seed} is also a seed of {where}: a trial must not be a run")
                 one = replace(config[0], seed=seed)
                 entries.setdefault(run_id(one) + str(trials), Entry(one, trials))
+                if len(entries) > _MOST_RUNS:
+                    raise ValueError(f"{where} brings the sweep to more than {_MOST_RUNS} runs")
     # Stopped early, a sweep then has every setting with its first seeds.
     by_seed = sorted(entries.values(), key=lambda entry: entry.config.seed)
     return Sweep(str(contents.get("name", stem)), tuple(by_seed))
@@ -131,6 +132,9 @@ def _product(
         raise ValueError(f"{where}.{empty[0]} is an empty list")
     if data_dir is not None:
         choices["data_dir"] = [data_dir]
+    number = math.prod(len(choice) for choice in choices.values())
+    if number > _MOST_RUNS:
+        raise ValueError(f"{where} asks for {number} combinations, more than the {_MOST_RUNS} of a sweep")
     middle = {name: _middle(choices[name]) for name in _SIZES if name in choices}
     candidates: list[_Candidate] = []
     for values in itertools.product(*choices.values()):
@@ -138,7 +142,7 @@ def _product(
         optimizer = given.get("optimizer", "sgd")
         if own is None and rates and optimizer not in rates:
             raise ValueError(
-                f"rates has no {optimizer!r}: it must have every optimizer of blocks without an lr"
+                f"rates has no {brief(optimizer)}: it must have every optimizer of blocks without an lr"
             )
         tried = own if own is not None else rates.get(optimizer)
         tried = tried if isinstance(tried, list) or tried is None else [tried]
@@ -180,16 +184,18 @@ def _middle(values: Sequence[Any]) -> Any:
 def _seeds(where: str, value: Any) -> list[int]:
     """``20`` means 0 to 19."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        if value > _MOST_RUNS:
+            raise ValueError(f"{where}.seeds must be at most {_MOST_RUNS}, not {brief(value)}")
         return list(range(value))
     if isinstance(value, list) and value and all(isinstance(seed, int) for seed in value):
         return value
-    raise ValueError(f"{where}.seeds must be a number of seeds or a list of them, not {value!r}")
+    raise ValueError(f"{where}.seeds must be a number of seeds or a list of them, not {brief(value)}")
 
 
 def _mapping(where: str, value: Any, known: Sequence[str] | None) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"{where} must be a mapping, not {value!r}")
+        raise ValueError(f"{where} must be a mapping, not {brief(value)}")
     for key in value:
         if known is not None and key not in known:
-            raise ValueError(f"{where} has no key {key!r}; there are {', '.join(known)}")
+            raise ValueError(f"{where} has no key {brief(key)}; there are {', '.join(known)}")
     return dict(value)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tenfold.atomic import write_text
+from tenfold.untrusted import values
+from tenfold.untrusted.text import parse_json, read_text
 
 LOSS_WINDOW = 10
 """Steps whose losses are averaged in a record."""
@@ -77,6 +79,50 @@ class EpochRecord:
         """The fields as plain Python data."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, where: str, saved: Any) -> EpochRecord:
+        """Inverse of :meth:`to_dict`; `where` names the place in the message.
+
+        Raises
+        ------
+        ValueError
+            `saved` has not exactly the fields of a record, those added later aside, or one of them is of
+            another type or out of range.
+        """
+        complete = _ADDED_LATER | saved if isinstance(saved, dict) else saved
+        try:
+            _RECORD("the record", complete)
+        except ValueError as error:
+            message = f"{where} is not an epoch's record of this version of tenfold: {error}"
+            raise ValueError(message) from error
+        return cls(**complete)
+
+
+_COUNT, _POSITIVE = values.whole(), values.whole(1)
+_MOST_LAYERS = 1000
+
+
+def check_ranks(where: str, value: Any) -> None:
+    """Refuse what are not the ranks of some layers; figures have a panel for each of them."""
+    values.mapping(values.listing(_POSITIVE, 1))(where, value)
+    if len(value) > _MOST_LAYERS:
+        raise ValueError(f"{where} has {len(value)} layers, more than the {_MOST_LAYERS} that are read")
+
+
+_RECORD = values.record(
+    {
+        **dict.fromkeys(("epoch", "step"), _POSITIVE),
+        **dict.fromkeys(("parameters", "dense_parameters", "skipped", "rollbacks"), _COUNT),
+        **dict.fromkeys(("train_loss", "test_loss"), values.number),
+        "test_accuracy": values.fraction,
+        **{f"compression_{part}": values.finite for part in ("convolutions", "factored", "network")},
+        **dict.fromkeys(("seconds_per_step", "lr"), values.finite),
+        "ranks": check_ranks,
+        "peak_memory": values.optional(_COUNT),
+        "losses": values.listing(values.number),
+    }
+)
+
 
 def write_records(path: Path, records: Sequence[EpochRecord]) -> None:
     """Write one line per epoch, replacing the file in one step."""
@@ -93,14 +139,12 @@ def read_records(path: Path) -> list[EpochRecord]:
     OSError
         The file cannot be read.
     """
-    names = {field.name for field in fields(EpochRecord)}
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        where = f"{path}, line {number},"
         try:
-            values = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}, is not JSON: {error}") from error
-        if not isinstance(values, dict) or set(_ADDED_LATER | values) != names:
-            raise ValueError(f"{path}, line {number}, is not an epoch's record of this version of tenfold")
-        records.append(EpochRecord(**values))
+            saved = parse_json(line)
+        except ValueError as error:
+            raise ValueError(f"{where} is not JSON: {error}") from error
+        records.append(EpochRecord.from_dict(where, saved))
     return records

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tenfold.experiments.config import TrainConfig
 from tenfold.experiments.grid import run_id
 from tenfold.experiments.machine import machine, versions
-from tenfold.experiments.metrics import LOSS_WINDOW, EpochRecord
+from tenfold.experiments.metrics import LOSS_WINDOW, EpochRecord, check_ranks
+from tenfold.untrusted import values
+from tenfold.untrusted.text import parse_json, read_text
 
 _POINTS = 100  # of the loss curve
 _RANKS = 50  # of the rank history
@@ -135,10 +137,20 @@ class Result:
         ValueError
             The line is not a result of this version of tenfold.
         """
-        values = json.loads(line)
-        if not isinstance(values, dict) or set(values) != {field.name for field in fields(cls)}:
-            raise ValueError("this is not a result of this version of tenfold")
-        return cls(**values)
+        saved = parse_json(line)
+        try:
+            _RESULT("the result", saved)
+            run = TrainConfig.from_dict({**saved["config"], "device": "auto", "data_dir": None})
+            if saved["status"] == "finished" and not (saved["curve"] and saved["losses"]):
+                raise ValueError("the result of a finished run has no epoch or no loss")
+            layers = {tuple(ranks) for _, ranks in saved["ranks"]}
+            if len(layers) > 1 or (
+                run.method == "tucker" and saved["status"] == "finished" and not any(layers)
+            ):
+                raise ValueError("the ranks are not those of the same layers throughout")
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"this is not a result of this version of tenfold: {error}") from error
+        return cls(**{**saved, "config": run.identity()})
 
 
 def read_results(path: Path) -> list[Result]:
@@ -152,7 +164,7 @@ def read_results(path: Path) -> list[Result]:
         The file cannot be read.
     """
     results = []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = read_text(path).splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
         if number == len(lines) and not line.endswith("\n"):
             break  # killed while writing it
@@ -161,6 +173,38 @@ def read_results(path: Path) -> list[Result]:
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
     return results
+
+
+_RESULT = values.record(
+    {
+        **dict.fromkeys(("id", "sweep"), values.text),
+        "kind": values.one_of("run", "trial"),
+        "status": values.one_of("finished", "diverged"),
+        "config": values.mapping(values.plain),
+        "tuning": values.optional(values.mapping(values.anything)),
+        "curve": values.listing(
+            values.record(
+                {
+                    **dict.fromkeys(_OF_A_CURVE, values.number),
+                    **dict.fromkeys(("epoch", "step", "parameters"), values.whole(1)),
+                    "test_accuracy": values.fraction,
+                }
+            )
+        ),
+        "losses": values.listing(values.row(values.whole(), values.number)),
+        "ranks": values.listing(values.row(values.whole(), check_ranks)),
+        "peak_memory": values.optional(values.whole()),
+        "versions": values.record(dict.fromkeys(("torch", "tenfold"), values.text), extra=values.text),
+        "machine": values.record(
+            {
+                **dict.fromkeys(("cores", "threads"), values.optional(values.whole())),
+                "processor": values.text,
+                "gpu": values.optional(values.text),
+            },
+            extra=values.plain,
+        ),
+    }
+)
 
 
 def _losses(records: Sequence[EpochRecord]) -> list[list[float]]:

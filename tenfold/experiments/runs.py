@@ -10,6 +10,7 @@ from pathlib import Path
 from tenfold.atomic import write_text
 from tenfold.experiments.config import TrainConfig
 from tenfold.experiments.metrics import EpochRecord, read_records
+from tenfold.untrusted.text import SMALL_FILE, parse_json, read_text
 
 CHECKPOINT = "checkpoint.pt"
 CONFIG = "config.json"
@@ -70,8 +71,9 @@ def read_config(folder: Path) -> TrainConfig:
     path = folder / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no run: there is no {CONFIG} in it")
+    text = read_text(path, SMALL_FILE)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(text)
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(values, dict):

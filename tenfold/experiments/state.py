@@ -64,6 +64,19 @@ class Progress:
         left = self.order[seen:]
         self.order = torch.cat([self.order[:seen], left[torch.randperm(len(left), generator=self.generator)]])
 
+    def check(self, images: int, steps: int) -> None:
+        """Refuse what was not saved in a training on so many images in so many steps.
+
+        Raises
+        ------
+        ValueError
+            The order is not one of the images, or more steps are done than there are.
+        """
+        if self.order.shape != (images,) or not torch.equal(self.order.sort().values, torch.arange(images)):
+            raise ValueError(f"its order of images is not one of the numbers 0 to {images - 1}")
+        if self.done > steps:
+            raise ValueError(f"{self.done} of {steps} steps of an epoch are done")
+
     def to_dict(self) -> dict[str, Any]:
         """Tensors and plain Python data, with the state of torch's own generators."""
         device = self.total.device

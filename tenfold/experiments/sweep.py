@@ -19,6 +19,7 @@ from tenfold.experiments.grid import Entry, Sweep, run_id
 from tenfold.experiments.processes import Processes
 from tenfold.experiments.result import Result, read_results
 from tenfold.experiments.sweep_job import RESULT, Job, work
+from tenfold.untrusted.text import read_text
 
 RESULTS = "results.jsonl"
 _RUNS = "runs"
@@ -183,7 +184,10 @@ class SweepRunner:
             return
         if not self.processes.first:
             return  # process 0 collects it
-        result = Result.from_line(path.read_text(encoding="utf-8"))
+        try:
+            result = Result.from_line(read_text(path))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
         with (self.folder / RESULTS).open("a", encoding="utf-8") as file:
             file.write(result.to_line())
         self._done[result.id] = result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,10 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tenfold.untrusted.stream import read_at_most
+from tenfold.untrusted.text import read_text
+
 FOLDER = "tiny-imagenet-200"
 CLASSES = 200
 
 _SIDE = 64
+_MOST = 2**20  # bytes of a file; the longest, the list of validation images, has 0.4 million
 _WNID = re.compile(r"n\d{8}")
 _ANNOTATIONS = "val_annotations.txt"
 
@@ -86,10 +91,7 @@ def _validation_files(folder: Path, label_of: dict[str, int]) -> list[tuple[Path
 def _lines(path: Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing, a list of text lines that Tiny-ImageNet comes with")
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a text file ({error})") from error
+    return read_text(path, _MOST).splitlines()
 
 
 def _decoded(files: Sequence[tuple[Path, int]]) -> Images:
@@ -108,12 +110,18 @@ def _pixels(path: Path) -> Tensor:
         raise ValueError("decoding JPEG files needs Pillow: pip install 'tenfold[train]'") from error
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing, an image that Tiny-ImageNet comes with")
+    with path.open("rb") as file:
+        raw = read_at_most(file, _MOST)
+    if raw is None:
+        raise ValueError(f"{path} is larger than {_MOST:,} bytes, which no file of Tiny-ImageNet is")
     try:
-        with Image.open(path, formats=["JPEG"]) as image:
+        with Image.open(io.BytesIO(raw), formats=["JPEG"]) as image:
             if image.size != (_SIDE, _SIDE):  # known before anything is decoded
                 width, height = image.size
                 raise ValueError(f"it has {width}×{height} pixels where Tiny-ImageNet has {_SIDE}×{_SIDE}")
-            array = np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            array = np.array(image.convert("RGB"))
+    except MemoryError:
+        raise
+    except Exception as error:  # foreign bytes make decoders raise anything
         raise ValueError(f"{path} is not an image of Tiny-ImageNet ({error}); unpack it again") from error
-    return torch.from_numpy(array.copy()).permute(2, 0, 1)
+    return torch.from_numpy(array).permute(2, 0, 1)

@@ -152,6 +152,11 @@ def _state(
     state.rank_history = [(0, ranks(model))]
     if saved is not None:
         checkpoint.restore(path, saved, state)
+        if state.progress is not None:
+            try:
+                state.progress.check(len(data.train), steps_per_epoch(data, config.batch_size))
+            except ValueError as error:
+                raise ValueError(f"{path} does not fit the data set {config.data!r}: {error}") from error
     state.processes = processes
     if processes.count > 1:
         state.parallel = processes.wrapped(model)

@@ -134,6 +134,8 @@ def svd(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
         If the matrix is neither float32 nor float64.
     NonFiniteError
         If it holds a NaN or an infinity and the driver did not survive it (a ValueError, too).
+    torch.linalg.LinAlgError
+        If neither driver converges.
     """
     _check(matrix, "svd")
     matrix = matrix.detach()
@@ -152,12 +154,18 @@ def svd(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def _svd_gesvd(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    from scipy.linalg import LinAlgError
     from scipy.linalg import svd as scipy_svd
 
     if not torch.isfinite(matrix).all():
         raise NonFiniteError(f"svd of a matrix of shape {tuple(matrix.shape)} that holds NaN or infinity")
     flat = matrix.reshape(-1, *matrix.shape[-2:]).double().cpu().numpy()
-    parts = [scipy_svd(item, full_matrices=False, lapack_driver="gesvd") for item in flat]
+    try:
+        parts = [scipy_svd(item, full_matrices=False, lapack_driver="gesvd") for item in flat]
+    except LinAlgError as error:  # NumPy's, which nobody here expects
+        raise torch.linalg.LinAlgError(
+            f"svd of a matrix of shape {tuple(matrix.shape)} does not converge, by gesvd in float64 neither"
+        ) from error
     return tuple(  # type: ignore[return-value]
         torch.stack([torch.from_numpy(part[k]) for part in parts])
         .to(matrix)

@@ -23,11 +23,13 @@ from dataclasses import dataclass
 
 import torch
 
-from tenfold.linalg import fold, mode_product, qr, triangular_factor, unfold
+from tenfold.linalg import Orthonormalization, fold, mode_product, qr, triangular_factor, unfold
+from tenfold.linalg import orthonormalize as orthonormalize_matrix
 from tenfold.manifolds.tree import TensorTree
 
 __all__ = [
     "Frame",
+    "aligned",
     "augment",
     "carry_core",
     "dense",
@@ -213,8 +215,14 @@ def _natural_order(tree: TensorTree, expanded: torch.Tensor, shape: Sequence[int
     return split.permute(*range(lead), *(lead + p for p in position))
 
 
-def retract(tree: TensorTree, nodes: Nodes, tangent: Nodes, frame: Frame) -> list[torch.Tensor]:
-    r"""Retraction by one subspace iteration, with QR only.
+def retract(
+    tree: TensorTree,
+    nodes: Nodes,
+    tangent: Nodes,
+    frame: Frame,
+    method: Orthonormalization = Orthonormalization.QR,
+) -> list[torch.Tensor]:
+    r"""Retraction by one subspace iteration, whose bases `method` makes orthonormal.
 
     For every node the tensor ``x + xi`` is contracted with the *old* surroundings ``Q_v`` and the *new*
     bases of the children,
@@ -229,7 +237,8 @@ def retract(tree: TensorTree, nodes: Nodes, tangent: Nodes, frame: Frame) -> lis
 
     Notes
     -----
-    Complexity: per node one QR of its matrix and one of ``r x r``; no array larger than the nodes.
+    Complexity: per node one orthonormalisation of its matrix and a QR of ``r x r``; no array larger than
+    the nodes.
     """
     center = {tree.root: nodes[tree.root] + tangent[tree.root]}
     for v in tree.topdown:
@@ -247,11 +256,28 @@ def retract(tree: TensorTree, nodes: Nodes, tangent: Nodes, frame: Frame) -> lis
             out[v] = moved
             continue
         old = matrix(tree, v, some(lift(tree, v, nodes[v], zero)))
-        basis, _ = qr(matrix(tree, v, moved))
+        basis, _ = orthonormalize_matrix(matrix(tree, v, moved), method)
         turn, zero[v] = qr(basis.mT @ old)
         basis = basis @ turn
         out[v] = unmatrix(basis, moved)
         one[v] = basis.mT @ matrix(tree, v, some(lift(tree, v, tangent[v], zero, frame.env, one)))
+    return out
+
+
+def aligned(tree: TensorTree, nodes: Nodes, old: Nodes) -> list[torch.Tensor]:
+    """The same tensor in the bases whose overlap with `old` ones is upper triangular.
+
+    Complexity: per node a QR of ``r x r`` and mode products.
+    """
+    out = list(nodes)
+    turned: dict[int, torch.Tensor] = {}
+    overlap: dict[int, torch.Tensor] = {}
+    for v in tree.bottomup:
+        out[v] = some(lift(tree, v, nodes[v], turned))
+        if v != tree.root:
+            basis = matrix(tree, v, out[v])
+            turn, overlap[v] = qr(basis.mT @ matrix(tree, v, some(lift(tree, v, old[v], overlap))))
+            out[v], turned[v] = unmatrix(basis @ turn, out[v]), turn.mT
     return out
 
 
@@ -328,9 +354,20 @@ def transport_squares(
             seen = seen if v == tree.root else right(tree, v, seen, outside[v])
             outside[w] = unfold(seen, axis, order) @ unfold(target_frame.env[w], axis, order).mT
         mean = squares[v].mean(dim=tuple(range(-order, 0)), keepdim=True)
-        spread = some(lift(tree, v, squares[v] - mean, squared))
-        out[v] = mean + (spread if v == tree.root else right(tree, v, spread, outside[v].square()))
+        parts = [some(lift(tree, v, item, squared)) for item in (squares[v], torch.ones_like(squares[v]))]
+        if v != tree.root:
+            parts = [right(tree, v, item, outside[v].square()) for item in parts]
+        inherited, share = parts
+        out[v] = _filled_up(inherited, share, mean)
     return out
+
+
+def _filled_up(inherited: torch.Tensor, share: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    """Second moments that are inherited to a share, and for the rest the mean; without cancellation.
+
+    What is small stays small but positive: a quotient by its root must neither fail nor explode.
+    """
+    return inherited + mean * (1 - share).clamp(min=0.0)
 
 
 def _overlaps(tree: TensorTree, nodes: Nodes, target: Nodes) -> dict[int, torch.Tensor]:
@@ -352,7 +389,8 @@ def carry_core(
         return some(lift(tree, tree.root, core, overlap))
     mean = core.mean(dim=tuple(range(-tree.nodes[tree.root].legs, 0)), keepdim=True)
     squared = {v: item.square() for v, item in overlap.items()}
-    return mean + some(lift(tree, tree.root, core - mean, squared))
+    inherited, share = (some(lift(tree, tree.root, c, squared)) for c in (core, torch.ones_like(core)))
+    return _filled_up(inherited, share, mean)
 
 
 def extend(tree: TensorTree, nodes: Nodes, tangent: Nodes, frame: Frame) -> list[torch.Tensor]:

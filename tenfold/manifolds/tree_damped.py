@@ -11,8 +11,9 @@ which is ``S_v`` itself at ``delta = 0``. Coordinates, gradient and step are the
 .. math:: D_v = (I - U_v U_v^T) g_v L_v^{-T}, \qquad E_v = D_v L_v^{-1}, \qquad
           W^+ = (C + \dot C) \times_v (U_v + E_v)
 
-brought to orthonormal bases by one Cholesky-QR (the Gram matrix of ``U_v + E_v`` is ``I + E_v^T E_v``, so
-it is well conditioned). At ``delta = 0`` this is a first-order retraction of the Riemannian gradient;
+brought to orthonormal bases by one Cholesky-QR (the Gram matrix of ``U_v + E_v`` is ``I + E_v^T E_v``, well
+conditioned unless steps are many times longer than the tensor) or by another method.
+At ``delta = 0`` this is a first-order retraction of the Riemannian gradient;
 the damping takes the stiffness out of small singular values.
 """
 
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tenfold.linalg import cholesky, invert_upper, unfold
+from tenfold.linalg import Orthonormalization, cholesky, invert_upper, orthonormalize, unfold
 from tenfold.manifolds.tree import TensorTree
 from tenfold.manifolds.tree_calculus import (
     Frame,
@@ -85,11 +86,17 @@ def _step(tree: TensorTree, v: int, tangent: Nodes, frame: DampedFrame) -> torch
     return matrix(tree, v, tangent[v]) @ frame.inverse[v].mT
 
 
-def retract(tree: TensorTree, nodes: Nodes, tangent: Nodes, frame: DampedFrame) -> list[torch.Tensor]:
-    """First-order retraction ``(C + dC) x_v (U_v + E_v)``, orthonormalised by Cholesky-QR.
+def retract(
+    tree: TensorTree,
+    nodes: Nodes,
+    tangent: Nodes,
+    frame: DampedFrame,
+    method: Orthonormalization = Orthonormalization.CHOLESKY,
+) -> list[torch.Tensor]:
+    """First-order retraction ``(C + dC) x_v (U_v + E_v)``, whose bases `method` makes orthonormal.
 
-    Complexity: products of ``n x r`` and ``r x r`` matrices, Cholesky factors and inverses of ``r x r``, and
-    mode products with the nodes. No QR, no SVD.
+    Complexity: products of ``n x r`` and ``r x r`` matrices, mode products with the nodes, and what the
+    method takes: by default Cholesky factors and inverses of ``r x r``, no QR and no SVD.
     """
     out = list(nodes)
     carry: dict[int, torch.Tensor] = {}
@@ -99,9 +106,8 @@ def retract(tree: TensorTree, nodes: Nodes, tangent: Nodes, frame: DampedFrame) 
             continue
         change = _step(tree, v, tangent, frame)
         moved = some(lift(tree, v, nodes[v] + unmatrix(change, nodes[v]), carry))
-        columns = matrix(tree, v, moved)
-        upper = cholesky(columns.mT @ columns).mT
-        out[v], carry[v] = unmatrix(columns @ invert_upper(upper), moved), upper
+        basis, carry[v] = orthonormalize(matrix(tree, v, moved), method)
+        out[v] = unmatrix(basis, moved)
     return out
 
 

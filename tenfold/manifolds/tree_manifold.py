@@ -11,7 +11,7 @@ import geoopt
 import torch
 from typing_extensions import Self
 
-from tenfold.linalg import LINALG_DTYPES, qr, solve_right_upper, svd, unfold
+from tenfold.linalg import LINALG_DTYPES, Orthonormalization, qr, solve_right_upper, svd, unfold
 from tenfold.manifolds import tree_calculus as calculus
 from tenfold.manifolds import tree_damped
 from tenfold.manifolds.base import LowRankManifold
@@ -23,6 +23,9 @@ from tenfold.manifolds.tree_sum import weighted_sum
 from tenfold.manifolds.truncation import Truncation
 
 __all__ = ["TreeManifold"]
+
+HOSVD = "hosvd"
+"""The retraction that truncates."""
 
 
 class TreeManifold(LowRankManifold):
@@ -46,6 +49,8 @@ class TreeManifold(LowRankManifold):
 
     retraction_order = 2
     is_lifted = False
+    _retraction: Orthonormalization | None = None
+    _truncates = False
 
     def __init__(self, tree: TensorTree, shape: Sequence[int], rank: int | Sequence[int]):
         super().__init__()
@@ -84,7 +89,7 @@ class TreeManifold(LowRankManifold):
         return self.size - sum(rank**2 for rank in by_edge.values())
 
     def _key(self) -> tuple[Any, ...]:
-        return type(self), self.tree, self.shape, self._ranks, self.is_lifted
+        return type(self), self.tree, self.shape, self._ranks, self.is_lifted, self.retraction
 
     def _complete(self, rank: int | Sequence[int]) -> Sequence[int]:
         """One rank for each of ``tree.ranks`` from what the format accepts; called with the shape set."""
@@ -98,6 +103,43 @@ class TreeManifold(LowRankManifold):
     def with_rank(self, rank: int | Sequence[int]) -> Self:
         new = copy.copy(self)
         TreeManifold.__init__(new, self.tree, self.shape, rank)
+        return new
+
+    # Retractions -----------------------------------------------------------------------------
+
+    @property
+    def retraction(self) -> str | None:
+        """How retractions make their bases orthonormal; None is the cheapest way that is always accurate."""
+        if self._truncates:
+            return HOSVD
+        return None if self._retraction is None else self._retraction.value
+
+    def with_retraction(self, how: Orthonormalization | str | None) -> Self:
+        """The same manifold with another retraction.
+
+        Parameters
+        ----------
+        how : Orthonormalization, str or None
+            ``"qr"``, ``"cholesky"``, ``"cholesky-qr3"``, ``"polar"``, ``"newton-schulz"``: what makes the
+            bases orthonormal; all of these retractions are the same map in exact arithmetic, but in the
+            exact geometry only QR and SVD stand singular values of zero.
+            ``"hosvd"``: the sum of point and tangent vector, truncated by singular value
+            decompositions, the quasi-best approximation (in the damped geometry, whose steps need no
+            truncation, the default). None: QR in the exact geometry, one Cholesky factor in the damped one.
+
+        Returns
+        -------
+        Self
+            A new manifold, unequal to this one.
+
+        Raises
+        ------
+        ValueError
+            If the name is not known.
+        """
+        new = copy.copy(self)
+        new._truncates = how == HOSVD
+        new._retraction = None if how is None or new._truncates else Orthonormalization(how)
         return new
 
     # Gradients -------------------------------------------------------------------------------
@@ -327,8 +369,8 @@ class TreeManifold(LowRankManifold):
     ) -> torch.Tensor:
         """Second-order retraction by one subspace iteration, or first-order by products only.
 
-        The first is :func:`tree_calculus.retract`, with QR; the second, for coordinates in a damped
-        frame, is :func:`tree_damped.retract`.
+        The first is :func:`tree_calculus.retract`; the second, for coordinates in a damped frame, is
+        :func:`tree_damped.retract`; :meth:`with_retraction` chooses among other ways to do it.
 
         ``retr(x, 0)`` is ``x`` in coordinates too where every singular value is positive. Where some vanish,
         the tensor stays, but the directions that belong to them are arbitrary, and so are the coordinates:
@@ -348,9 +390,13 @@ class TreeManifold(LowRankManifold):
         """
         x, u = torch.broadcast_tensors(x, u)
         nodes, tangent = self.unpack_tensor(x), self.unpack_tensor(u)
+        options = () if self._retraction is None else (self._retraction,)
         if isinstance(frame, DampedFrame):
-            return self.pack_point(*tree_damped.retract(self.tree, nodes, tangent, frame))
-        return self.pack_point(*calculus.retract(self.tree, nodes, tangent, frame or self.frame(x)))
+            return self.pack_point(*tree_damped.retract(self.tree, nodes, tangent, frame, *options))
+        if self._truncates:
+            best = self.unpack_tensor(self.truncation(x, u, frame=frame).to(self._ranks)[1])
+            return self.pack_point(*calculus.aligned(self.tree, best, nodes))
+        return self.pack_point(*calculus.retract(self.tree, nodes, tangent, frame or self.frame(x), *options))
 
     def transp(
         self,

@@ -17,8 +17,10 @@ from tenfold.nn.layout import Layout
 from tenfold.nn.linear import Linear, TuckerLinear
 from tenfold.nn.named_factors import factor_state_dict, load_factor_state_dict
 from tenfold.nn.parameter import declare, low_rank_parameters
+from tenfold.nn.recompute import recompute_activations
 from tenfold.nn.report import FactorizationReport, FactorizedLayer
 from tenfold.nn.stages import Stage
+from tenfold.nn.unchanged import unchanged_on_error
 
 __all__ = [
     "AveragedModel",
@@ -47,4 +49,6 @@ __all__ = [
     "factorize",
     "load_factor_state_dict",
     "low_rank_parameters",
+    "recompute_activations",
+    "unchanged_on_error",
 ]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import nn
 from torch.optim import swa_utils
 
 from tenfold.manifolds import TreeManifold, is_low_rank, move_
+from tenfold.untrusted.tensors import check_tensor
 
 __all__ = ["AveragedModel"]
 
@@ -62,6 +66,14 @@ class AveragedModel(swa_utils.AveragedModel):
             raise ValueError(f"decay must lie in [0, 1), got {decay}")
         super().__init__(model, None if device is None else torch.device(device), use_buffers=use_buffers)
         self.decay = decay
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *arguments: Any) -> None:
+        count = state_dict.get(f"{prefix}n_averaged")
+        if count is not None:
+            numbers = check_tensor(f"{prefix}n_averaged", count, (), like=self.n_averaged)
+            if not numbers.is_meta and int(numbers) < 0:
+                raise ValueError(f"{prefix}n_averaged must not be negative, got {int(numbers)}")
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:

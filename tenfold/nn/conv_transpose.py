@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -92,13 +93,10 @@ class ConvTranspose2d(Convolution):
             self.spatial,
             self.dilation,  # type: ignore[arg-type]
         )
-        *chain, last = self.stages()
-        for stage in chain:
-            input = self._transposed(input, stage, None, extra)
-        return self._transposed(input, last, self.bias, extra)
+        return self._through_stages(partial(self._transposed, extra), input)
 
     def _transposed(
-        self, input: torch.Tensor, stage: Stage, bias: torch.Tensor | None, extra: Sequence[int]
+        self, extra: Sequence[int], input: torch.Tensor, stage: Stage, bias: torch.Tensor | None
     ) -> torch.Tensor:
         if not stage.axes:
             return F.conv2d(input, stage.kernel, bias)

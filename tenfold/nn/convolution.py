@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from tenfold.nn.formats import Format, RankLike
 from tenfold.nn.layer import LowRankLayer
@@ -34,11 +35,15 @@ class Convolution(LowRankLayer):
     ----------
     in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode
         As those of the torch layer.
+    recompute : bool
+        Whether the backward pass computes the activations between the stages again; see
+        :func:`~tenfold.nn.recompute_activations`.
     """
 
     dense_type: type[nn.modules.conv._ConvNd]
     channels = (0, 1)
     """The axes of the weight for output and input channels."""
+    recompute = False
 
     def __init__(
         self,
@@ -87,10 +92,21 @@ class Convolution(LowRankLayer):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Shape ``([b,] in_channels, *space)`` to ``([b,] out_channels, *space')``."""
-        *chain, last = self.stages()
-        for stage in chain:
-            input = self._convolve(input, stage, None)
-        return self._convolve(input, last, self.bias)
+        return self._through_stages(self._convolve, input)
+
+    def _through_stages(self, apply: Callable[..., torch.Tensor], input: torch.Tensor) -> torch.Tensor:
+        """``apply(input, stage, bias)`` stage by stage, the bias with the last."""
+
+        def run(input: torch.Tensor) -> torch.Tensor:
+            *chain, last = self.stages()
+            for stage in chain:
+                input = apply(input, stage, None)
+            return apply(input, last, self.bias)
+
+        if not (self.recompute and torch.is_grad_enabled()):
+            return run(input)
+        output: torch.Tensor = checkpoint(run, input, use_reentrant=False, preserve_rng_state=False)
+        return output
 
     def _convolve(self, input: torch.Tensor, stage: Stage, bias: torch.Tensor | None) -> torch.Tensor:
         convolve = (F.conv1d, F.conv2d, F.conv3d)[self.spatial - 1]

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from tenfold.manifolds import TreeManifold, is_low_rank, rank_tuple
+from tenfold.nn.unchanged import unchanged_on_error
+from tenfold.untrusted.tensors import check_tensor
 
 __all__ = ["factor_state_dict", "load_factor_state_dict"]
 
@@ -61,7 +63,7 @@ def load_factor_state_dict(model: nn.Module, state: Mapping[str, torch.Tensor]) 
     ValueError
         If a factor is missing or its shape does not fit; the model is then unchanged.
     RuntimeError
-        If other names or shapes do not fit, as from ``load_state_dict``.
+        If other names or shapes do not fit, as from ``load_state_dict``; the model is then unchanged, too.
     """
     packed = dict(state)
     for name, parameter in _low_rank(model):
@@ -70,7 +72,7 @@ def load_factor_state_dict(model: nn.Module, state: Mapping[str, torch.Tensor]) 
         missing = [part for part in names if part not in packed]
         if missing:
             raise ValueError(f"the state has no {missing[0]!r}, a factor of {name!r}")
-        factors = [packed.pop(part) for part in names]
+        factors = [check_tensor(part, packed.pop(part)) for part in names]
         if not isinstance(manifold, TreeManifold) or any(factor.ndim == 0 for factor in factors):
             raise ValueError(f"{name!r} on {manifold} does not fit factors of {[f.shape for f in factors]}")
         try:
@@ -79,7 +81,8 @@ def load_factor_state_dict(model: nn.Module, state: Mapping[str, torch.Tensor]) 
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         packed[f"{name}_rank"] = torch.tensor(rank_tuple(saved.rank))
-    model.load_state_dict(packed)
+    with unchanged_on_error(model):
+        model.load_state_dict(packed)
 
 
 def _low_rank(model: nn.Module) -> Iterator[tuple[str, geoopt.ManifoldParameter]]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tenfold.manifolds import LowRankManifold, is_low_rank, move_, rank_tuple
+from tenfold.untrusted.tensors import check_tensor
 
 __all__ = ["declare", "low_rank_parameters"]
 
@@ -130,20 +131,37 @@ def _load_ranks(
         if saved is None:
             continue
         if ranks is None:
-            if saved.shape != parameter.shape:
+            if getattr(saved, "shape", None) != parameter.shape:
                 error_msgs.append(f"{key}{_RANK} is missing, so the rank of {key} is not known")
             continue
         try:
-            manifold = parameter.manifold.with_rank(tuple(ranks.tolist()))
-            if saved.shape[-1:] != (manifold.size,):
-                raise ValueError(
-                    f"{manifold} needs {manifold.size} numbers, the saved ones are {saved.shape[-1]}"
-                )
+            manifold = _saved_manifold(parameter, saved, ranks)
         except ValueError as error:
             error_msgs.append(f"{key}: {error}")
+            state_dict[key] = parameter  # which leaves it as it is
             continue
         if manifold != parameter.manifold:
             move_(parameter, manifold, parameter.new_zeros(*parameter.shape[:-1], manifold.size))
         if local_metadata.get("assign_to_params_buffers", False):
             # The saved tensor becomes the parameter itself, so it must know its manifold.
             state_dict[key] = geoopt.ManifoldParameter(saved, manifold, parameter.requires_grad)
+
+
+def _saved_manifold(parameter: geoopt.ManifoldParameter, saved: object, ranks: object) -> LowRankManifold:
+    """The manifold at the saved ranks, if the saved point fits it; known before anything is allocated."""
+    present = rank_tuple(parameter.manifold.rank)
+    numbers = check_tensor("the saved rank", ranks, (len(present),))
+    if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
+        raise ValueError(f"the saved rank consists of {numbers.dtype}, not of whole numbers")
+    manifold = parameter.manifold.with_rank(tuple(numbers.tolist()))
+    point = check_tensor("the saved point", saved, like=parameter if parameter.is_meta else None)
+    if point.shape[-1:] != (manifold.size,):
+        found = point.shape[-1] if point.ndim else "none"
+        raise ValueError(f"{manifold} needs {manifold.size} numbers, the saved ones are {found}")
+    if point.shape[:-1] != parameter.shape[:-1]:
+        raise ValueError(
+            f"the saved point has the shape {tuple(point.shape)}, the parameter {tuple(parameter.shape)}"
+        )
+    if not point.is_floating_point():
+        raise ValueError(f"the saved point is of {point.dtype}")
+    return manifold

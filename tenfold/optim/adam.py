@@ -131,6 +131,15 @@ class RiemannianAdam(RiemannianOptimizer):
             raise ValueError(f"betas must lie in [0, 1), got {group['betas']}")
         SecondMoment(group["second_moment"])
 
+    def _check_saved_state(self, number: int, parameter: torch.Tensor, saved: State, group: Group) -> None:
+        needed = ["step", "exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
+        missing = [name for name in needed if name not in saved]
+        plain = bool(saved) and not isinstance(parameter, geoopt.ManifoldParameter)
+        if missing and (plain or len(missing) < len(needed)):
+            raise ValueError(f"the state of parameter {number} has no {missing[0]}")
+        if not missing and not saved["step"] >= 1:
+            raise ValueError(f"the step of parameter {number} must be at least 1, got {saved['step']}")
+
     def _direction(
         self, group: Group, manifold: geoopt.Manifold, x: torch.Tensor, rgrad: torch.Tensor, state: State
     ) -> tuple[torch.Tensor, State]:

@@ -17,6 +17,7 @@ from tenfold.manifolds import LowRankManifold
 from tenfold.optim.agreement import agreed_ranks, check_agreement, require_company
 from tenfold.optim.master import MASTER, needs_master, working_point
 from tenfold.optim.rank_policy import RankPolicy, policy_from_state, policy_state
+from tenfold.optim.saved_state import checked_state_dict
 from tenfold.optim.update import Adapting, Batch, State, Update, batches
 
 __all__ = ["IllConditionedWarning", "RiemannianOptimizer"]
@@ -102,7 +103,11 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group after checking its hyperparameters; see :class:`torch.optim.Optimizer`."""
-        complete = {**self.defaults, **param_group}
+        self._check_hyperparameters({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+        self.param_groups[-1].setdefault("step", 0)
+
+    def _check_hyperparameters(self, complete: Group) -> None:
         policy, stabilize = complete["rank_adaptation"], complete["stabilize"]
         if policy is not None and not isinstance(policy, RankPolicy):
             raise TypeError(f"rank_adaptation must be a RankPolicy or None, got {policy!r}")
@@ -111,8 +116,6 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
         if complete["damping"] is not None and complete["damping"] < 0:
             raise ValueError(f"damping must not be negative, got {complete['damping']}")
         self._check_group(complete)
-        super().add_param_group(param_group)
-        self.param_groups[-1].setdefault("step", 0)
 
     def _check_group(self, group: Group) -> None:
         """Raise ValueError if a hyperparameter is out of range."""
@@ -409,23 +412,21 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
         Raises
         ------
         ValueError
-            If the groups or the state do not fit the parameters; the optimizer is then unchanged.
+            If the groups or the state do not fit the parameters, or a hyperparameter is not one; the
+            optimizer is then unchanged.
         """
+        state_dict = checked_state_dict(self, state_dict, self._saved_shape)
         groups = [
             {**group, "rank_adaptation": policy_from_state(group.get("rank_adaptation"))}
             for group in state_dict["param_groups"]
         ]
         numbers = [number for group in groups for number in group["params"]]
         parameters = [p for group in self.param_groups for p in group["params"]]
-        for number, p in zip(numbers, parameters, strict=False):
-            for name in self.tangent_state:
-                saved = state_dict["state"].get(number, {}).get(name)
-                if saved is not None and tuple(saved.shape) != self._state_shape(p):
-                    raise ValueError(
-                        f"the saved {name} of parameter {number} has the shape {tuple(saved.shape)}, the "
-                        f"parameter needs {self._state_shape(p)}: load the model's state before the "
-                        "optimizer's"
-                    )
+        owners = [group for group in groups for _ in group["params"]]
+        for group in groups:
+            self._check_hyperparameters(group)
+        for number, p, group in zip(numbers, parameters, owners, strict=True):
+            self._check_saved_state(number, p, state_dict["state"].get(number, {}), group)
         super().load_state_dict({**state_dict, "param_groups": groups})
         for number, p in zip(numbers, parameters, strict=True):
             # torch rounds the state to the type of the parameter; beside a master copy it is not.
@@ -433,6 +434,15 @@ class RiemannianOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
                 for name, value in state_dict["state"].get(number, {}).items():
                     if isinstance(value, torch.Tensor):
                         self.state[p][name] = value.to(p.device, copy=True)
+
+    def _saved_shape(self, parameter: torch.Tensor, name: str) -> tuple[int, ...] | None:
+        """Shape that a tensor in the saved state of a parameter must have; None where a subclass knows."""
+        if name in (*self.tangent_state, *self.square_state):
+            return self._state_shape(parameter)
+        return tuple(parameter.shape) if name == MASTER else None
+
+    def _check_saved_state(self, number: int, parameter: torch.Tensor, saved: State, group: Group) -> None:
+        """Raise ValueError if a step could not go on from the saved state of a parameter."""
 
 
 def _magnitude(tensors: list[torch.Tensor]) -> torch.Tensor:

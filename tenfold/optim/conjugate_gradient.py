@@ -108,6 +108,9 @@ class RiemannianCG(LineSearchOptimizer):
             first_step=first_step,
         )
 
+    def _saved_names(self, count: int) -> set[str]:
+        return {"direction", "gradient"} if count == 2 else set()
+
     def _direction(self, live: list[torch.Tensor], gradient: Tangent) -> Tangent:
         states = [self.state[p] for p in live]
         if not all("direction" in state for state in states):

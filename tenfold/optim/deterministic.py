@@ -20,6 +20,7 @@ from tenfold.optim.curve import SearchCurve, Tangent, inner, riemannian
 from tenfold.optim.line_search import Trial, WolfeSearch
 from tenfold.optim.line_search_report import LineSearchReport, Outcome
 from tenfold.optim.rank_policy import Pending, RankPolicy
+from tenfold.optim.saved_state import checked_state_dict
 
 __all__ = ["LineSearchOptimizer"]
 
@@ -314,8 +315,11 @@ class LineSearchOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
     def _guess(self, slope: float, squared: float, norm: float) -> float:
         """Length to try first: by slope and squared norm of the direction, and the norm of the gradient."""
         group = self.param_groups[0]
-        if group["last_curvature"] is not None:
-            return float(-slope / (group["last_curvature"] * squared))
+        curvature = group["last_curvature"]
+        if curvature is not None and curvature * squared > 0:  # it may underflow
+            guess = float(-slope / (curvature * squared))
+            if math.isfinite(guess):
+                return guess
         first = min(1.0, norm) if group["first_step"] is None else group["first_step"]
         return float(first / math.sqrt(squared))
 
@@ -326,17 +330,29 @@ class LineSearchOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
         Raises
         ------
         ValueError
-            If groups or state do not fit the parameters; the optimizer is then unchanged.
+            If groups or state do not fit the parameters, or a hyperparameter is not one; the optimizer is
+            then unchanged.
         """
-        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
-        for number, p in zip(numbers, self.param_groups[0]["params"], strict=False):
-            for name, saved in state_dict["state"].get(number, {}).items():
-                if saved.shape != p.shape:
-                    raise ValueError(
-                        f"the saved {name} of parameter {number} has the shape {tuple(saved.shape)}, the "
-                        f"parameter {tuple(p.shape)}: load the model's state before the optimizer's"
-                    )
+        state_dict = checked_state_dict(self, state_dict)
+        (group,) = state_dict["param_groups"]
+        WolfeSearch(group["decrease"], group["curvature"], group["max_doublings"])  # refuses what is none
+        positive = math.ulp(0.0)
+        for name, least in (("tolerance_grad", 0.0), ("first_step", positive), ("last_curvature", positive)):
+            if group[name] is not None and group[name] < least:
+                raise ValueError(f"the saved {name} is {group[name]}")
+        if group["last_slope"] is None and any(state_dict["state"].values()):
+            raise ValueError("the state has directions, but no last_slope")
+        for number, saved in state_dict["state"].items():
+            odd = sorted(name for name in saved if name not in self._saved_names(len(saved)))
+            if odd:
+                raise ValueError(f"the state of parameter {number} has an unknown {odd[0]!r}")
+            if not all(isinstance(value, torch.Tensor) for value in saved.values()):
+                raise ValueError(f"the state of parameter {number} holds something other than tensors")
         super().load_state_dict(state_dict)
+
+    @abc.abstractmethod
+    def _saved_names(self, count: int) -> set[str]:
+        """Names of the tensors in the state of a parameter that has so many."""
 
     @staticmethod
     def _gradient(live: list[torch.Tensor]) -> Tangent:

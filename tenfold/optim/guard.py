@@ -12,7 +12,7 @@ from tenfold.distributed.sharded import whole
 from tenfold.linalg import NonFiniteError
 from tenfold.optim.base import RiemannianOptimizer
 from tenfold.optim.deterministic import LineSearchOptimizer
-from tenfold.optim.snapshot import Keepable, Snapshot
+from tenfold.optim.snapshot import Snapshot
 
 __all__ = ["OnNonFinite", "StepGuard", "StepOutcome"]
 
@@ -115,7 +115,7 @@ class StepGuard:
         *,
         max_in_a_row: int | None = None,
         max_skipped: int | None = None,
-        keep: Sequence[Keepable] = (),
+        keep: Sequence[Any] = (),
         every: int | None = None,
         rollback: Callable[[], Any] | None = None,
         max_rollbacks: int | None = None,

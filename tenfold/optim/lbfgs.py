@@ -114,6 +114,9 @@ class RiemannianLBFGS(LineSearchOptimizer):
         )
         self.param_groups[0].setdefault("history_size", history_size)
 
+    def _saved_names(self, count: int) -> set[str]:
+        return {f"{letter}{k}" for k in range(count // 2) for letter in "sy"}
+
     def _pairs(self, live: Sequence[torch.Tensor]) -> list[tuple[Tangent, Tangent]]:
         """The pairs ``(s, y)``, the oldest first; state that not all parameters have is passed over."""
         count = min((len(self.state[p]) // 2 for p in live), default=0)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 
 from tenfold.manifolds import LowRankManifold, Truncation, rank_tuple
+from tenfold.untrusted import values as check
 
 __all__ = ["Pending", "RankPolicy", "policy_from_state", "policy_state"]
 
@@ -78,15 +79,20 @@ class RankPolicy(abc.ABC):
         RankPolicy.kinds[cls.__name__] = cls
 
     def __post_init__(self) -> None:
+        for name in ("every", "start", "stop", "multiple_of"):
+            value = getattr(self, name)
+            if (value is not None or name != "stop") and type(value) is not int:
+                raise TypeError(f"{name} must be an integer, got {value!r}")
         for name, bound in (("min_rank", self.min_rank), ("max_rank", self.max_rank)):
-            fits = bound is None or (0 < bound <= 1 if isinstance(bound, float) else bound >= 1)
+            fits = 0 < bound <= 1 if isinstance(bound, float) else type(bound) is int and bound >= 1
+            fits = fits or (bound is None and name == "max_rank")
             if not fits:
                 raise ValueError(f"{name} must be an integer >= 1 or a fraction in (0, 1], got {bound}")
         for name in ("every", "multiple_of"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("start", "hysteresis"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.stop is not None and self.stop < self.start:
             raise ValueError(f"stop must not come before start={self.start}, got {self.stop}")
@@ -184,12 +190,18 @@ def policy_from_state(state: Any) -> RankPolicy | None:
     Raises
     ------
     ValueError
-        If the kind of policy is not known.
+        If the kind of policy is not known, or its arguments are not those of one.
     """
     if state is None or isinstance(state, RankPolicy):
         return state
+    check.mapping(check.plain)("the saved rank policy", state)
     options = dict(state)
     kind = options.pop("policy", None)
     if kind not in RankPolicy.kinds:
-        raise ValueError(f"the saved rank policy {kind!r} is not known; known are {sorted(RankPolicy.kinds)}")
-    return RankPolicy.kinds[kind](**options)
+        raise ValueError(
+            f"the saved rank policy {check.brief(kind)} is not known; known are {sorted(RankPolicy.kinds)}"
+        )
+    try:
+        return RankPolicy.kinds[kind](**options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the saved {kind} is not valid: {error}") from error

@@ -64,15 +64,19 @@ class _CoreIntegration(RiemannianOptimizer):
         for p in group["params"]:
             if is_low_rank(p) and not isinstance(p.manifold, TreeManifold):
                 raise TypeError(f"{type(self).__name__} needs formats with a core, got {p.manifold}")
-        if group["rank_adaptation"] is None:
-            raise ValueError(f"{type(self).__name__} needs a rank_adaptation")
-        if group["damping"] is not None:
-            raise ValueError(f"{type(self).__name__} has no use for damping")
         group.setdefault("core_steps", self._core_steps_default)
-        if not 1 <= group["core_steps"] <= group["rank_adaptation"].every:
+
+    def _check_hyperparameters(self, complete: Group) -> None:
+        super()._check_hyperparameters(complete)
+        policy, core_steps = complete["rank_adaptation"], complete.get("core_steps", self._core_steps_default)
+        if policy is None:
+            raise ValueError(f"{type(self).__name__} needs a rank_adaptation")
+        if complete["damping"] is not None:
+            raise ValueError(f"{type(self).__name__} has no use for damping")
+        if not 1 <= core_steps <= policy.every:
             raise ValueError(
-                f"core_steps must lie between 1 and the {group['rank_adaptation'].every} steps of the "
-                f"rank_adaptation's interval, got {group['core_steps']}"
+                f"core_steps must lie between 1 and the {policy.every} steps of the rank_adaptation's "
+                f"interval, got {core_steps}"
             )
 
     # When -------------------------------------------------------------------------------------

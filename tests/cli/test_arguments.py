@@ -6,7 +6,8 @@ from tenfold.experiments.config import TrainConfig
 
 def test_options_that_are_not_given_are_absent():
     options = vars(parse(["train"]))
-    assert options == {"command": "train", "out": None, "resume": False, "beside_dense": False}
+    others = {"out": None, "resume": False, "beside_dense": False, "timeout": 600.0}
+    assert options == {"command": "train", **others}
 
 
 def test_every_field_of_a_run_has_its_option():

@@ -106,19 +106,19 @@ def test_compare(quick, tmp_path, capsys):
     assert (tmp_path / "b" / "comparison.png").exists()
 
 
-def stop_after(monkeypatch, epochs: int) -> None:
-    """Let the next run be interrupted in the first step after so many epochs."""
+def stop_after(monkeypatch, epochs: int, steps: int = 0) -> None:
+    """Let the next run be interrupted in the first step after so many epochs and steps."""
 
-    def interrupted(config, folder, *, resume, observer):
+    def interrupted(config, folder, *, observer, **options):
         stepped = observer.stepped
 
         def watch(step):
             stepped(step)
-            if step.epoch > epochs:
+            if step.epoch > epochs and step.step > steps:
                 raise KeyboardInterrupt
 
         observer.stepped = watch
-        return train(config, folder, resume=resume, observer=observer)
+        return train(config, folder, observer=observer, **options)
 
     monkeypatch.setattr("tenfold.cli.session.train", interrupted)
 
@@ -133,6 +133,18 @@ def test_an_interruption_says_how_to_resume_and_resuming_finishes(quick, tmp_pat
     assert "2 epochs of 4 steps, going on after epoch 1" in capsys.readouterr().out
     assert json.loads((folder / "config.json").read_text())["seed"] == 5
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_an_interruption_within_an_epoch_says_how_far_it_was(quick, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1, 2)
+        assert main(quick("--checkpoint-every", "2", "--out", str(folder))) == 130
+    assert "1 of 2 epochs and 2 steps of the next are kept. Go on with: " in one_line(capsys)
+    assert main(["train", "--resume", "--out", str(folder)]) == 0
+    shown = capsys.readouterr().out
+    assert "2 epochs of 4 steps, going on after epoch 1" in shown
+    assert "going on after step 2 of 4 in epoch 2" in shown
 
 
 def test_an_interruption_before_the_first_epoch(quick, tmp_path, capsys, monkeypatch):

@@ -56,11 +56,11 @@ def test_a_function_documents_its_parameters_and_result(name):
 @pytest.mark.parametrize("name", list(_public(inspect.isclass)))
 def test_a_class_documents_its_parameters(name):
     cls = _load(name)
-    if inspect.isabstract(cls) or is_dataclass(cls) or issubclass(cls, Enum | tuple | Warning):
+    if inspect.isabstract(cls) or is_dataclass(cls) or issubclass(cls, Enum | tuple | Exception):
         # They are subclassed, filled or named, not constructed from a signature of their own.
         documented = ClassDoc(cls)
         assert "".join(documented["Summary"])
-        assert documented["Parameters"] or documented["Attributes"] or issubclass(cls, Enum | Warning)
+        assert documented["Parameters"] or documented["Attributes"] or issubclass(cls, Enum | Exception)
     else:
         assert not _complaints(name)
 

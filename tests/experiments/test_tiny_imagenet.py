@@ -94,7 +94,12 @@ DAMAGES = {
         lambda path: path.write_text("n10000199\n" * 200),
         "200 lines where Tiny-ImageNet has 200 different names",
     ),
-    "bytes": ("wnids.txt", lambda path: path.write_bytes(b"\xff\xfe"), r"wnids\.txt is not a text file"),
+    "a file too large": (
+        "val/images/val_5.JPEG",
+        lambda path: path.write_bytes(path.read_bytes() + bytes(2**20)),
+        r"val_5\.JPEG is larger than 1,048,576 bytes",
+    ),
+    "bytes": ("wnids.txt", lambda path: path.write_bytes(b"\xff\xfe"), r"wnids\.txt is not text in UTF-8"),
 }
 
 

@@ -39,7 +39,7 @@ def alone(*arguments):
 
 
 def losses(folder):
-    lines = (folder / METRICS).read_text().splitlines()
+    lines = (folder / METRICS).read_text().splitlines() if (folder / METRICS).is_file() else []
     return [[json.loads(line)["train_loss"], json.loads(line)["test_loss"]] for line in lines]
 
 
@@ -63,8 +63,24 @@ def test_several_processes_train_what_one_trains(runs):
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the processes in /proc")
 def test_a_killed_process_restarts_the_run_from_its_checkpoint(runs, tmp_path):
-    folder = tmp_path / "killed"
-    command = torchrun(2, *TRAIN, "--out", folder, "--checkpoint-every", 3, options=["--max-restarts", "1"])
+    code, said = killed(tmp_path, "--max-restarts", "1")
+    assert code == 0, said
+    assert "going on" in said
+    assert losses(tmp_path) == losses(runs[0] / "two")
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the processes in /proc")
+def test_a_killed_run_goes_on_in_another_number_of_processes(runs, tmp_path):
+    code, _ = killed(tmp_path)
+    assert code != 0
+    assert len(losses(tmp_path)) < 2
+    assert "going on" in alone("train", "--resume", "--out", tmp_path)
+    torch.testing.assert_close(losses(tmp_path), losses(runs[0] / "two"), rtol=2e-3, atol=2e-3)
+
+
+def killed(folder, *options):
+    """What becomes of a training by two processes when one of them is killed after the first checkpoint."""
+    command = torchrun(2, *TRAIN, "--out", folder, "--checkpoint-every", 3, options=options)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -77,9 +93,7 @@ def test_a_killed_process_restarts_the_run_from_its_checkpoint(runs, tmp_path):
             said, _ = process.communicate(timeout=200)
         finally:
             process.kill()
-    assert process.returncode == 0, said
-    assert "going on" in said
-    assert losses(folder) == losses(runs[0] / "two")
+    return process.returncode, said
 
 
 def _children(pid):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tenfold.linalg import LINALG_DTYPES, qr, rounding_floor, solve_right_upper, svd, triangular_factor
 from tenfold.linalg import decompositions as module
+from tenfold.manifolds import TuckerManifold
 
 SHAPES = [(5, 3), (3, 5), (4, 4), (1, 3), (3, 1), (1, 1)]
 BATCHES = [(), (2,), (2, 3)]
@@ -120,6 +121,35 @@ def test_svd_falls_back_when_the_driver_does_not_converge(monkeypatch, batch):
         torch.testing.assert_close(part, expected, atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="NaN or infinity"):
         svd(torch.full((3, 3), torch.nan))
+
+
+def test_svd_that_fails_by_both_drivers_is_one_kind_of_error(monkeypatch):
+    import scipy.linalg
+
+    def fails(*args, **kwargs):
+        raise torch.linalg.LinAlgError("did not converge")
+
+    def fails_too(*args, **kwargs):
+        raise scipy.linalg.LinAlgError("SVD did not converge")
+
+    monkeypatch.setattr(module.torch.linalg, "svd", fails)
+    monkeypatch.setattr(scipy.linalg, "svd", fails_too)
+    with pytest.raises(torch.linalg.LinAlgError, match=r"shape \(4, 3\) does not converge"):
+        svd(random((4, 3)))
+
+
+def test_truncation_survives_a_driver_that_fails(monkeypatch):
+    manifold = TuckerManifold((6, 5, 4), 3)
+    x = manifold.random(dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    want = manifold.truncate(x, tol=0.5)
+
+    def fails(*args, **kwargs):
+        raise torch.linalg.LinAlgError("did not converge")
+
+    monkeypatch.setattr(module.torch.linalg, "svd", fails)
+    got = manifold.truncate(x, tol=0.5)
+    assert got[0] == want[0] != manifold
+    torch.testing.assert_close(got[0].to_dense(got[1]), want[0].to_dense(want[1]))
 
 
 @pytest.mark.parametrize("decompose", [qr, svd], ids=["qr", "svd"])

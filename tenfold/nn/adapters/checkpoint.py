@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,15 @@ from tenfold.nn.adapters.lookup import adapted_layers, adapter_of, check_known, 
 from tenfold.nn.adapters.report import AdapterReport
 from tenfold.nn.adapters.tensor_file import TensorFile
 from tenfold.nn.layer import LowRankLayer
+from tenfold.untrusted import values
+from tenfold.untrusted.text import parse_json
 
 __all__ = ["checked_layer", "load_adapter", "placed", "save_adapter"]
 
 _FORMAT, _VERSION = "tenfold adapter", 1
 _ORTHONORMAL = 1e-3
 """How far from orthonormal the bases of a file may be; those of a half precision file are nearer."""
+_OPTIONS = values.record({"scale": values.finite, "dropout": values.finite})
 
 
 def save_adapter(model: nn.Module, path: str | PathLike[str], name: str = "default") -> None:
@@ -97,7 +99,10 @@ def load_adapter(model: nn.Module, path: str | PathLike[str], *, name: str | Non
     with tensor_file.opened(Path(path)) as file:
         header = _header(file)
         name = header["name"] if name is None else name
-        check_name(name)
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise ValueError(f"{file.path}: {error}") from error
         new: dict[str, Adapter] = {}
         expected: set[str] = set()
         for layer, options in header["layers"].items():
@@ -149,8 +154,11 @@ def checked_layer(model: nn.Module, layer: str, name: str, path: Path) -> LowRan
 
 
 def placed(update: LowRankLayer, manifold: TreeManifold, point: torch.Tensor) -> LowRankLayer:
-    """The update at another rank, with a point that may be of another precision."""
-    move_(update.weight, manifold, point.to(update.weight))
+    """The update at another rank, with a point that may be of another precision; or ValueError."""
+    here = point.to(update.weight)
+    if not torch.isfinite(here).all():
+        raise ValueError(f"numbers of the adapter overflow in {here.dtype}")
+    move_(update.weight, manifold, here)
     return update
 
 
@@ -159,19 +167,21 @@ def _header(file: TensorFile) -> dict[str, Any]:
     if file.metadata.get("format") != _FORMAT:
         raise ValueError(f"{file.path} was not written by save_adapter")
     try:
-        header = json.loads(file.metadata["adapter"])
+        header = parse_json(file.metadata["adapter"])
         version, layers = header["version"], header["layers"]
         for options in layers.values():
-            if set(options) != {"scale", "dropout"} or not all(map(math.isfinite, options.values())):
-                raise ValueError(f"unknown options {options}")
+            _OPTIONS("the options of a layer", options)
             if not 0 <= options["dropout"] < 1:
                 raise ValueError(f"a dropout of {options['dropout']}")
-        if not layers or not isinstance(header["name"], str):
-            raise ValueError("no layers or no name")
+        values.text("name", header["name"])
+        if not layers:
+            raise ValueError("no layers")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"the header of {file.path} is corrupt: {error}") from error
-    if version != _VERSION:
-        raise ValueError(f"{file.path} has the version {version}, this release reads {_VERSION}")
+    if type(version) is not int or version != _VERSION:
+        raise ValueError(
+            f"{file.path} has the version {values.brief(version)}, this release reads {_VERSION}"
+        )
     return dict(header)
 
 

@@ -157,11 +157,14 @@ def import_lora(model: nn.Module, folder: str | PathLike[str], *, name: str = "d
         for layer in sorted({match[1] for match in matches.values() if match is not None}):
             update = checked_layer(model, layer, name, file.path)
             _check_geometry(layer, model.get_submodule(layer))
-            scale = scale_of(config, layer, _rank(file, layer, update.layout.weight))
+            rank = _rank(file, layer, update.layout.weight)
             a, b = (file.read(f"{_PREFIX}{layer}.lora_{part}.weight") for part in "AB")
-            new[layer] = Adapter(
-                placed(update, *_packed(update.manifold, b, a)), scale, config["lora_dropout"]
-            )
+            try:
+                scale = scale_of(config, layer, rank)
+                update = placed(update, *_packed(update.manifold, b, a))
+            except (ValueError, OverflowError) as error:
+                raise ValueError(f"{source / _CONFIG} and {file.path}: {error}") from error
+            new[layer] = Adapter(update, scale, config["lora_dropout"])
     install(model, name, new)
     return describe(model, name)
 

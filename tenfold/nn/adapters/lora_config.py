@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from pathlib import Path
 from typing import Any
+
+from tenfold.untrusted import values
+from tenfold.untrusted.text import SMALL_FILE, parse_json, read_text
 
 __all__ = ["read_configuration", "scale_of"]
 
@@ -45,13 +47,15 @@ _WITHOUT_EFFECT = {
     "task_type",
 }
 
+_LONGEST, _REPETITIONS = 1000, 4  # of a pattern; PEFT writes names of layers there
+
 
 def read_configuration(path: Path) -> dict[str, Any]:
     """A checked configuration, with defaults where it is silent."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
+        given = parse_json(read_text(path, SMALL_FILE))
     except ValueError as error:
         raise ValueError(f"{path} is corrupt: {error}") from error
     if not isinstance(given, dict) or given.get("peft_type") != "LORA":
@@ -68,19 +72,35 @@ def read_configuration(path: Path) -> dict[str, Any]:
         strange["init_lora_weights"] = config["init_lora_weights"]  # it changes the frozen weights
     if strange:
         raise ValueError(f"{path} is more than plain LoRA: {strange}")
-    numbers = [config["r"], config["lora_alpha"], config["lora_dropout"]]
     try:
-        patterns = [config["rank_pattern"], config["alpha_pattern"]]
-        numbers += [value for pattern in patterns for value in pattern.values()]
-        valid = all(math.isfinite(number) for number in numbers) and 0 <= config["lora_dropout"] < 1
-        for pattern in patterns:
-            for key in pattern:
-                re.compile(key)
-    except (TypeError, AttributeError, re.error):
-        valid = False
-    if not valid:
-        raise ValueError(f"{path} is corrupt: ranks, alphas or dropout are not what they should be")
+        _NUMBERS("the configuration", config)
+        if not 0 <= config["lora_dropout"] < 1:
+            raise ValueError(f"lora_dropout is {config['lora_dropout']}")
+        for key in (*config["rank_pattern"], *config["alpha_pattern"]):
+            _check_pattern(key)
+    except (ValueError, re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"{path} is corrupt: {error}") from error
     return config
+
+
+_NUMBERS = values.record(
+    {
+        "r": values.whole(1),
+        **dict.fromkeys(("lora_alpha", "lora_dropout"), values.finite),
+        "rank_pattern": values.mapping(values.whole(1)),
+        "alpha_pattern": values.mapping(values.finite),
+    },
+    extra=values.anything,
+)
+
+
+def _check_pattern(pattern: str) -> None:
+    """Refuse what is no regular expression, or may take time exponential in the length of a name."""
+    if len(pattern) > _LONGEST or len(re.findall(r"[*+?{]", pattern)) > _REPETITIONS:
+        raise ValueError(f"the pattern {values.brief(pattern)} is too long, or repeats too much")
+    if re.search(r"\)[*+?{]", pattern):
+        raise ValueError(f"the pattern {values.brief(pattern)} repeats a group")
+    re.compile(pattern)
 
 
 def scale_of(config: dict[str, Any], layer: str, rank: int) -> float:
