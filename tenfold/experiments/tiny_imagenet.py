@@ -97,13 +97,33 @@ def _lines(path: Path) -> list[str]:
 def _decoded(files: Sequence[tuple[Path, int]]) -> Images:
     images = torch.empty((len(files), 3, _SIDE, _SIDE), dtype=torch.uint8)
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside of the interpreter's lock
-        for image, pixels in zip(images, pool.map(_pixels, (path for path, _ in files)), strict=True):
+        for image, pixels in zip(images, pool.map(read_picture, (path for path, _ in files)), strict=True):
             image.copy_(pixels)
     return images, torch.tensor([label for _, label in files])
 
 
-def _pixels(path: Path) -> Tensor:
-    """One image, uint8 of shape (3, 64, 64)."""
+def read_picture(path: Path) -> Tensor:
+    """Read one image.
+
+    Parameters
+    ----------
+    path : Path
+        A JPEG file of 64×64 pixels.
+
+    Returns
+    -------
+    Tensor
+        uint8 of shape (3, 64, 64).
+
+    Raises
+    ------
+    ValueError
+        The file is not such an image, or is larger than any of Tiny-ImageNet; or Pillow is missing.
+    FileNotFoundError
+        There is no such file.
+    OSError
+        The file cannot be read.
+    """
     try:
         from PIL import Image
     except ImportError as error:
