@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -117,9 +118,17 @@ def test_unknown_data_and_idle_arguments(tmp_path):
 @pytest.mark.data
 @needs_data
 @pytest.mark.parametrize(
-    ("name", "train", "test", "size"), [("mnist", 60000, 10000, 28), ("cifar10", 50000, 10000, 32)]
+    ("name", "folder", "train", "test", "size"),
+    [
+        ("mnist", "MNIST", 60000, 10000, 28),
+        ("cifar10", "cifar-10-batches-py", 50000, 10000, 32),
+        ("cifar100", "cifar-100-python", 50000, 10000, 32),
+        ("tinyimagenet", "tiny-imagenet-200", 100000, 10000, 64),
+    ],
 )
-def test_the_real_thing(name, train, test, size):
+def test_the_real_thing(name, folder, train, test, size):
+    if name not in ("mnist", "cifar10") and not (Path(os.environ["TENFOLD_DATA"]) / folder).is_dir():
+        pytest.skip(f"TENFOLD_DATA has no {folder}")
     data = load(name)
     assert (len(data.train), len(data.test), data.image_size) == (train, test, size)
     pixels = data.train.images[::10].float() / 255
