@@ -48,7 +48,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (
         "py:.*",
-        r"(torch|geoopt|collections|typing|typing_extensions|pathlib|pickle|fnmatch|numpy|abc|enum|os"
+        r"(torch|geoopt|collections|typing|typing_extensions|pathlib|fnmatch|numpy|abc|enum|os|pickle"
         r"|hypothesis|st|_?pytest|scipy|lightning|transformers)\b.*",
     ),
     # Aliases of types, and generics that autodoc takes for names.

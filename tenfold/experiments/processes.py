@@ -21,6 +21,7 @@ TIMEOUT = 600.0
 
 _LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _LOCAL = "LOCAL_RANK"
+_RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def launched() -> bool:
 
 def restarted() -> bool:
     """Whether torchrun has started this run again, after a process had died or their number had changed."""
-    return launched() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return launched() and int(os.environ.get(_RESTARTS, "0")) > 0
 
 
 def leads() -> bool:
@@ -142,7 +143,13 @@ def joined(device: str, timeout: float) -> Iterator[Processes]:
     gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if gpu:
         torch.cuda.set_device(int(os.environ.get(_LOCAL, "0")))
-    dist.init_process_group("nccl" if gpu else "gloo", timeout=datetime.timedelta(seconds=timeout))
+    patience = datetime.timedelta(seconds=timeout)
+    store, number, count = next(dist.rendezvous("env://", timeout=patience))
+    # torchrun may keep its store when it starts processes again, with the addresses of those that died.
+    store = dist.PrefixStore(f"attempt {os.environ.get(_RESTARTS, '0')}", store)
+    dist.init_process_group(
+        "nccl" if gpu else "gloo", store=store, rank=number, world_size=count, timeout=patience
+    )
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
     finally:

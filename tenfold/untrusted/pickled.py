@@ -23,7 +23,7 @@ class Scan(pickle.Unpickler):
     names : mapping
         ``(module, name)`` and the object that stands for it.
     **options
-        As for :class:`pickle.Unpickler`.
+        As for ``pickle.Unpickler``.
     """
 
     def __init__(self, data: bytes, names: Mapping[tuple[str, str], Any], **options: Any):

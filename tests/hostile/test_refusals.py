@@ -19,7 +19,9 @@ from tenfold.cli.expression import evaluate
 from tenfold.experiments import checkpoint
 from tenfold.experiments.config import TrainConfig
 from tenfold.experiments.metrics import read_records
+from tenfold.experiments.result import Result
 from tenfold.experiments.runs import read_config
+from tenfold.experiments.summary import settings
 from tenfold.nn.adapters import import_lora
 from tenfold.untrusted.torch_file import load_torch
 from tests.hostile.loaders import (
@@ -28,6 +30,7 @@ from tests.hostile.loaders import (
     checkpoint_contents,
     fresh_state,
     frozen,
+    result_lines,
 )
 from tests.hostile.mutations import nested, pickle_of, repacked, saved
 from tests.hostile.snapshot import everything, same
@@ -188,7 +191,29 @@ def test_patterns_that_could_take_forever(tmp_path, pattern, message):
         import_lora(frozen(), tmp_path)
 
 
+def test_ranks_that_differ_name_both_files(tmp_path):
+    _, raw, config = adapter_files()
+    (tmp_path / PEFT[0]).write_bytes(raw)
+    (tmp_path / PEFT[1]).write_text(json.dumps({**json.loads(config), "r": 7}))
+    with pytest.raises(ValueError, match=rf"{PEFT[1]}.*rank 2, the configuration says 7"):
+        import_lora(frozen(), tmp_path)
+
+
+def test_a_result_without_the_later_fields_has_their_defaults():
+    values = json.loads(result_lines().splitlines()[0])
+    del values["config"]["decay"]
+    (setting,) = settings([Result.from_line(json.dumps(values))])
+    assert setting.decay == 1.0
+
+
 # The command line ----------------------------------------------------------------------------
+
+
+def test_nan_names_the_file(tmp_path, capsys):
+    path = tmp_path / "w.pt"
+    torch.save({"a.weight": torch.full((4, 4), torch.nan)}, path)
+    assert main(["compress", str(path), "--rank", "1"]) == 2
+    assert f"{path}: a: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["forward.weight", "a.b..weight", ".".join("a" * 2000) + ".weight"])
