@@ -59,7 +59,7 @@ def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
     )
     what = parser.add_argument_group("what to train")
     what.add_argument("--data", choices=DATA_SETS, help="data set (default: digits, which needs no files)")
-    what.add_argument("--data-dir", metavar="DIR", help="folder of mnist, cifar10 (default: $TENFOLD_DATA)")
+    what.add_argument("--data-dir", metavar="DIR", help="folder of the data sets (default: $TENFOLD_DATA)")
     what.add_argument("--model", choices=MODELS, help="network (default: lenet5)")
     what.add_argument("--method", choices=METHODS, help="how weights are stored (default: tucker)")
     what.add_argument("--optimizer", choices=OPTIMIZERS, help="how weights are moved (default: sgd)")
@@ -69,7 +69,7 @@ def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
         "--tau",
         type=float,
         help="relative truncation tolerance in [0, 1), larger for smaller ranks "
-        "(default: 0.15, mnist 0.2, cifar10 0.06)",
+        "(default: digits 0.15, mnist 0.2, others 0.06)",
     )
     low_rank.add_argument(
         "--rank",

@@ -19,7 +19,7 @@ def add_sweep(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="the sweep, in YAML")
     parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder of the results")
     parser.add_argument("--jobs", type=int, default=1, metavar="K", help="processes at a time (default: 1)")
-    parser.add_argument("--data-dir", metavar="DIR", help="folder of mnist, cifar10 (default: $TENFOLD_DATA)")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of the data sets (default: $TENFOLD_DATA)")
     parser.add_argument("--dry-run", action="store_true", help="only say what is left to do")
 
 

@@ -1,10 +1,10 @@
-"""The pickled batches of CIFAR-10's Python version, read without importing or calling anything they name."""
+"""The pickled batches of CIFAR's Python versions, read without importing or calling anything they name."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,25 +13,48 @@ from torch import Tensor
 from tenfold.untrusted.pickled import Scan, checked_pickle
 from tenfold.untrusted.stream import read_at_most
 
-_MOST = 2**28  # bytes of a batch; those of CIFAR-10 have 31 million
-_CLASSES = 10
+_MOST = 2**28  # bytes of a batch; those of CIFAR-10 have 31 million, the larger one of CIFAR-100 155 million
 _TYPES = {"u1": np.uint8, "i4": np.int32, "i8": np.int64}
 
 
-def read_cifar_batch(path: Path) -> tuple[Tensor, Tensor]:
-    """Read one batch file of CIFAR-10.
+class Variant(NamedTuple):
+    """One of the two data sets in this format.
+
+    Parameters
+    ----------
+    name : str
+        In messages.
+    labels : str
+        Entry of a batch that holds the labels.
+    classes : int
+        Labels are 0 to ``classes - 1``.
+    """
+
+    name: str
+    labels: str
+    classes: int
+
+
+CIFAR10 = Variant("CIFAR-10", "labels", 10)
+CIFAR100 = Variant("CIFAR-100", "fine_labels", 100)
+
+
+def read_cifar_batch(path: Path, variant: Variant = CIFAR10) -> tuple[Tensor, Tensor]:
+    """Read one batch file of CIFAR-10 or CIFAR-100.
 
     Parameters
     ----------
     path : Path
-        ``data_batch_1`` to ``data_batch_5`` or ``test_batch``.
+        ``data_batch_1`` to ``data_batch_5`` or ``test_batch``; ``train`` or ``test`` of CIFAR-100.
+    variant : Variant
+        Which of the two data sets; of CIFAR-100 the labels are the fine ones.
 
     Returns
     -------
     images : Tensor
         uint8 of shape (n, 3, 32, 32).
     labels : Tensor
-        int64 of shape (n,), 0 to 9.
+        int64 of shape (n,), 0 to ``variant.classes - 1``.
 
     Raises
     ------
@@ -43,28 +66,35 @@ def read_cifar_batch(path: Path) -> tuple[Tensor, Tensor]:
     with path.open("rb") as file:
         raw = read_at_most(file, _MOST)
     if raw is None:
-        raise ValueError(f"{path} is larger than {_MOST:,} bytes, which no CIFAR-10 batch is")
+        raise ValueError(f"{path} is larger than {_MOST:,} bytes, which no {variant.name} batch is")
     try:
         batch = Scan(checked_pickle(bytes(raw)), _NAMES, encoding="latin1").load()
     except MemoryError:
         raise
     except Exception as error:  # foreign bytes make unpicklers raise anything
-        raise ValueError(f"{path} is not a complete CIFAR-10 batch ({error}); download it again") from error
+        raise ValueError(
+            f"{path} is not a complete {variant.name} batch ({error}); download it again"
+        ) from error
     if isinstance(batch, dict):
         batch = {key.decode("latin1") if isinstance(key, bytes) else key: v for key, v in batch.items()}
-    if not isinstance(batch, dict) or not {"data", "labels"} <= set(batch):
-        raise ValueError(f"{path} is not a CIFAR-10 batch: it has no entries 'data' and 'labels'")
+    if not isinstance(batch, dict) or not {"data", variant.labels} <= set(batch):
+        raise ValueError(
+            f"{path} is not a {variant.name} batch: it has no entries 'data' and {variant.labels!r}"
+        )
     try:
-        data, labels = _array(batch["data"]), _array(batch["labels"])
+        data, labels = _array(batch["data"]), _array(batch[variant.labels])
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072 or labels.shape != data.shape[:1]:
         raise ValueError(
-            f"{path}: data {data.dtype}{data.shape} and labels {labels.shape} where a CIFAR-10 batch has "
-            "uint8 (n, 3072) and (n,)"
+            f"{path}: data {data.dtype}{data.shape} and labels {labels.shape} where a {variant.name} batch "
+            "has uint8 (n, 3072) and (n,)"
         )
-    if labels.size and not 0 <= labels.min() <= labels.max() < _CLASSES:
-        raise ValueError(f"{path}: labels from {labels.min()} to {labels.max()} where CIFAR-10 has 0 to 9")
+    if labels.size and not 0 <= labels.min() <= labels.max() < variant.classes:
+        raise ValueError(
+            f"{path}: labels from {labels.min()} to {labels.max()} where {variant.name} has "
+            f"0 to {variant.classes - 1}"
+        )
     images = torch.from_numpy(np.ascontiguousarray(data)).reshape(-1, 3, 32, 32)
     return images, torch.from_numpy(labels.astype(np.int64))
 

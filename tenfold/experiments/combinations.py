@@ -12,6 +12,7 @@ METHODS = (
     "prune-snip",
     "prune-grasp",
     "prune-magnitude",
+    "prune-imp",
 )
 """``tucker``: on the manifold; ``loose-…``: factors as plain parameters; ``prune-…``: dense with a mask."""
 

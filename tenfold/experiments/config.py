@@ -18,7 +18,7 @@ from tenfold.experiments.combinations import (
 )
 from tenfold.untrusted.values import LARGEST, brief
 
-DATA_SETS = ("digits", "mnist", "cifar10")
+DATA_SETS = ("digits", "mnist", "cifar10", "cifar100", "tinyimagenet")
 MODELS = ("lenet5", "vgg-small", "vgg16", "alexnet", "resnet18")
 SCHEDULES = ("one-cycle", "cosine", "constant")
 ON_NAN = ("raise", "skip", "rollback")
@@ -38,10 +38,13 @@ _ADDED_LATER: dict[str, Any] = {
     "on_nan": "raise",
     "checkpoint_every": None,
 }
+_PHOTOGRAPHS = {"epochs": 20, "batch_size": 128, "lr": 0.1, "weight_decay": 5e-4, "tau": 0.06}
 _RECIPES: dict[str, dict[str, Any]] = {
     "digits": {"epochs": 20, "batch_size": 32, "lr": 0.05, "tau": 0.15},
     "mnist": {"epochs": 5, "batch_size": 64, "lr": 0.05, "tau": 0.2},
-    "cifar10": {"epochs": 20, "batch_size": 128, "lr": 0.1, "weight_decay": 5e-4, "tau": 0.06},
+    "cifar10": _PHOTOGRAPHS,
+    "cifar100": _PHOTOGRAPHS,
+    "tinyimagenet": _PHOTOGRAPHS,
 }
 
 
@@ -51,7 +54,7 @@ class TrainConfig:
 
     Parameters
     ----------
-    data : {"digits", "mnist", "cifar10"}
+    data : {"digits", "mnist", "cifar10", "cifar100", "tinyimagenet"}
         Data set; all but ``"digits"`` are read from `data_dir`.
     model : {"lenet5", "vgg-small", "vgg16", "alexnet", "resnet18"}
         Network.
@@ -59,8 +62,8 @@ class TrainConfig:
         How weights are stored. ``"tucker"`` puts convolution and linear weights on Tucker manifolds,
         ``"dense"`` leaves them alone. ``"loose-tucker"``, ``"loose-cp"``, ``"loose-tt"`` and
         ``"loose-matrix"`` keep factors as plain parameters (:mod:`tenfold.experiments.loose`);
-        ``"prune-snip"``, ``"prune-grasp"`` and ``"prune-magnitude"`` keep a part of the dense weights
-        (:mod:`tenfold.experiments.pruning`).
+        ``"prune-snip"``, ``"prune-grasp"``, ``"prune-magnitude"`` and ``"prune-imp"`` keep a part of the
+        dense weights (:mod:`tenfold.experiments.pruning`).
     optimizer : {"sgd", "adamw", "muon", "tdlrt", "tdlrt-adamw"}
         How weights move; the last three are for ``"tucker"`` only.
     rank : float or int, optional

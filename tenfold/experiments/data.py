@@ -5,18 +5,39 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from tenfold.experiments.augmentation import random_crop_and_flip
-from tenfold.experiments.cifar_batches import read_cifar_batch
+from tenfold.experiments.cifar_batches import CIFAR100, read_cifar_batch
 from tenfold.experiments.idx import read_idx
+from tenfold.experiments.tiny_imagenet import CLASSES, FOLDER, read_tiny_imagenet
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
 _DIGITS_SIDE = 24  # enlarged from 8, then framed to 28 as the digits of MNIST are
+
+_LAYOUT = {
+    "mnist": (
+        "MNIST/raw/ with train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and "
+        "t10k-labels-idx1-ubyte (or the same names with .gz), from "
+        "https://ossci-datasets.s3.amazonaws.com/mnist/"
+    ),
+    "cifar10": (
+        "cifar-10-batches-py/ with data_batch_1 to data_batch_5 and test_batch, from "
+        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+    ),
+    "cifar100": (
+        "cifar-100-python/ with train and test, from https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
+    ),
+    "tinyimagenet": (
+        "tiny-imagenet-200/ with wnids.txt, train/ and val/, from "
+        "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +70,7 @@ class DataSet:
     Parameters
     ----------
     name : str
-        ``"digits"``, ``"mnist"`` or ``"cifar10"``.
+        As in :func:`load`.
     train, test : Split
         The images.
     mean, std : tuple of float
@@ -105,10 +126,12 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> DataSet:
 
     Parameters
     ----------
-    name : {"digits", "mnist", "cifar10"}
+    name : {"digits", "mnist", "cifar10", "cifar100", "tinyimagenet"}
         ``"digits"`` comes with scikit-learn: 1,797 handwritten digits, enlarged to 28×28, a stratified fifth
         of them for testing. ``"mnist"`` is read from ``MNIST/raw/``, ``"cifar10"`` from
-        ``cifar-10-batches-py/``.
+        ``cifar-10-batches-py/``, ``"cifar100"`` (its 100 fine labels) from ``cifar-100-python/``.
+        ``"tinyimagenet"`` is decoded from the JPEG files in ``tiny-imagenet-200/``, 110,000 images in
+        1.4 GB; its validation images are those for testing, since labels of its test images are not public.
     data_dir : path, optional
         The folder that holds these folders; the environment variable ``TENFOLD_DATA`` where it is None.
 
@@ -128,30 +151,17 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> DataSet:
         if data_dir is not None:
             raise ValueError("data_dir has no effect on the data set 'digits', which comes with scikit-learn")
         return _digits()
-    readers = {"mnist": _mnist, "cifar10": _cifar10}
+    readers = {"mnist": _mnist, "cifar10": _cifar10, "cifar100": _cifar100, "tinyimagenet": _tinyimagenet}
     if name not in readers:
-        raise ValueError(f"data must be one of digits, mnist, cifar10, not {name!r}")
+        raise ValueError(f"data must be one of digits, {', '.join(readers)}, not {name!r}")
     folder = data_dir if data_dir is not None else os.environ.get("TENFOLD_DATA")
     if not folder:
         raise ValueError(
             f"the data set {name!r} is read from a folder: name it with --data-dir or TENFOLD_DATA"
         )
     if not Path(folder).is_dir():
-        raise FileNotFoundError(f"the data directory {folder} does not exist; it should hold {_layout(name)}")
+        raise FileNotFoundError(f"the data directory {folder} does not exist; it should hold {_LAYOUT[name]}")
     return readers[name](Path(folder))
-
-
-def _layout(name: str) -> str:
-    if name == "mnist":
-        return (
-            "MNIST/raw/ with train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and "
-            "t10k-labels-idx1-ubyte (or the same names with .gz), from "
-            "https://ossci-datasets.s3.amazonaws.com/mnist/"
-        )
-    return (
-        "cifar-10-batches-py/ with data_batch_1 to data_batch_5 and test_batch, from "
-        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
-    )
 
 
 def _digits() -> DataSet:
@@ -205,8 +215,25 @@ def _cifar10(folder: Path) -> DataSet:
     return DataSet("cifar10", train, Split(*test), mean=mean, std=std, augment=random_crop_and_flip)
 
 
+def _cifar100(folder: Path) -> DataSet:
+    paths = [_existing([folder / "cifar-100-python" / name], "cifar100") for name in ("train", "test")]
+    train, test = (Split(*read_cifar_batch(path, CIFAR100)) for path in paths)
+    mean, std = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
+    return DataSet(
+        "cifar100", train, test, mean, std, num_classes=CIFAR100.classes, augment=random_crop_and_flip
+    )
+
+
+def _tinyimagenet(folder: Path) -> DataSet:
+    _existing([folder / FOLDER / "wnids.txt"], "tinyimagenet")
+    train, test = (Split(*part) for part in read_tiny_imagenet(folder / FOLDER))
+    mean, std = (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)
+    augment = partial(random_crop_and_flip, padding=8)  # an eighth of the side, as for CIFAR
+    return DataSet("tinyimagenet", train, test, mean, std, num_classes=CLASSES, augment=augment)
+
+
 def _existing(candidates: list[Path], name: str) -> Path:
     for path in candidates:
         if path.is_file():
             return path
-    raise FileNotFoundError(f"{candidates[0]} is missing; the data directory should hold {_layout(name)}")
+    raise FileNotFoundError(f"{candidates[0]} is missing; the data directory should hold {_LAYOUT[name]}")

@@ -16,6 +16,7 @@ from tenfold.experiments.memory import peak_memory
 from tenfold.experiments.metrics import LOSS_WINDOW, EpochRecord
 from tenfold.experiments.observer import Observer, Step
 from tenfold.experiments.pruning import prune_on_schedule
+from tenfold.experiments.rewinding import rewind_on_schedule
 from tenfold.experiments.state import Progress, TrainingState
 from tenfold.experiments.stepping import check_finite, take_step
 
@@ -68,6 +69,7 @@ def train_epoch(
             observer.noted(f"step {state.step} was skipped: {state.guard.error}")
         present = ranks(state.model)
         changed = prune_on_schedule(state.model, config, state.step, steps * config.epochs)
+        changed |= rewind_on_schedule(state, steps * config.epochs)
         if present != state.rank_history[-1][1]:
             state.rank_history.append((state.step, present))
             changed = True

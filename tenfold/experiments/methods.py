@@ -13,6 +13,7 @@ from tenfold.experiments.data import DataSet
 from tenfold.experiments.loose import loosen, start_on_manifolds
 from tenfold.experiments.models import build, dense_by_default
 from tenfold.experiments.pruning import prune_at_start
+from tenfold.experiments.rounds import round_ends
 from tenfold.experiments.starting_rank import rank_for_compression
 from tenfold.optim import (
     TDLRT,
@@ -92,17 +93,25 @@ def make_optimizer(config: TrainConfig, model: nn.Module, total_steps: int) -> t
 def make_scheduler(
     config: TrainConfig, optimizer: torch.optim.Optimizer, total_steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """The learning rate over `total_steps` steps, advanced after every step.
+    """The learning rate of a run of `total_steps` steps; of its first round, if there are rounds."""
+    steps = round_ends(total_steps)[0] if config.method == "prune-imp" else total_steps
+    return schedule_over(config, optimizer, steps)
+
+
+def schedule_over(
+    config: TrainConfig, optimizer: torch.optim.Optimizer, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """The learning rate over `steps` steps, advanced after every step.
 
     ``"one-cycle"`` rises from a 25th of the rate to the rate over the first 30 % of the steps and falls along
     a cosine to nothing; ``"cosine"`` only falls; ``"constant"`` stays.
     """
     if config.schedule == "one-cycle":
         return torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=config.lr, total_steps=total_steps, cycle_momentum=False
+            optimizer, max_lr=config.lr, total_steps=steps, cycle_momentum=False
         )
     if config.schedule == "cosine":
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=total_steps)
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
     return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
 

@@ -15,6 +15,7 @@ _VGG16 = (
     *(512, 512, 512, "pool", 512, 512, 512, "pool"),
 )
 _CIFAR_SIZE = 32
+_SIZES = (28, _CIFAR_SIZE, 64)
 
 
 def build(name: str, *, in_channels: int, num_classes: int, image_size: int) -> nn.Module:
@@ -24,11 +25,13 @@ def build(name: str, *, in_channels: int, num_classes: int, image_size: int) -> 
     ----------
     name : {"lenet5", "vgg-small", "vgg16", "alexnet", "resnet18"}
         ``"lenet5"`` has 61,706 parameters for one channel and ten classes. All others are made for 32×32
-        images; smaller images are framed with zeros up to that size.
+        images; smaller images are framed with zeros up to that size. For 64×64 images the first convolution
+        of the VGGs and of ResNet18 has stride 2, and AlexNet averages its features to 2×2, so that all
+        weights but the classifier's have the shapes that they have for 32×32.
     in_channels, num_classes : int
         Channels of an image, and classes.
     image_size : int
-        Height and width of an image, in pixels: 28 or 32.
+        Height and width of an image, in pixels: 28, 32 or, except for ``"lenet5"``, 64.
 
     Returns
     -------
@@ -42,8 +45,12 @@ def build(name: str, *, in_channels: int, num_classes: int, image_size: int) -> 
     """
     if name not in _BUILDERS:
         raise ValueError(f"model must be one of {', '.join(_BUILDERS)}, not {name!r}")
-    if image_size not in (28, _CIFAR_SIZE):
-        raise ValueError(f"the networks take images of 28×28 or 32×32 pixels, not {image_size}×{image_size}")
+    sizes = _SIZES[:2] if name == "lenet5" else _SIZES
+    if image_size not in sizes:
+        listed = " or ".join(f"{size}×{size}" for size in sizes)
+        raise ValueError(
+            f"image_size: the model {name!r} takes {listed} pixels, not {image_size}×{image_size}"
+        )
     return _BUILDERS[name](in_channels, num_classes, image_size)
 
 
@@ -86,7 +93,8 @@ def _vgg(plan: tuple[int | str, ...], in_channels: int, num_classes: int, image_
             layers[f"pool{count}"] = nn.MaxPool2d(2)
             continue
         count += 1
-        layers[f"conv{count}"] = nn.Conv2d(channels, item, 3, padding=1, bias=False)
+        stride = _first_stride(image_size) if count == 1 else 1
+        layers[f"conv{count}"] = nn.Conv2d(channels, item, 3, stride=stride, padding=1, bias=False)
         layers[f"norm{count}"] = nn.BatchNorm2d(item)
         layers[f"relu{count}"] = nn.ReLU(inplace=True)
         channels = item
@@ -114,6 +122,7 @@ def _alexnet(in_channels: int, num_classes: int, image_size: int) -> nn.Module:
             conv5=nn.Conv2d(256, 256, 3, padding=1),
             relu5=nn.ReLU(inplace=True),
             pool5=nn.MaxPool2d(2),
+            average=nn.AdaptiveAvgPool2d(2),  # of 64×64 images; leaves the 2×2 of 32×32 ones as they are
             flatten=nn.Flatten(),
             drop1=nn.Dropout(),
             fc1=nn.Linear(1024, 4096),
@@ -127,12 +136,16 @@ def _alexnet(in_channels: int, num_classes: int, image_size: int) -> nn.Module:
 
 
 def _resnet18(in_channels: int, num_classes: int, image_size: int) -> nn.Module:
-    network = resnet18(in_channels, num_classes)
+    network = resnet18(in_channels, num_classes, _first_stride(image_size))
     return nn.Sequential(OrderedDict([("frame", _frame(image_size)), *network.named_children()]))
 
 
 def _frame(image_size: int) -> nn.Module:
-    return nn.ZeroPad2d((_CIFAR_SIZE - image_size) // 2)
+    return nn.ZeroPad2d(max(0, _CIFAR_SIZE - image_size) // 2)
+
+
+def _first_stride(image_size: int) -> int:
+    return max(1, image_size // _CIFAR_SIZE)
 
 
 _BUILDERS: dict[str, Callable[[int, int, int], nn.Module]] = {

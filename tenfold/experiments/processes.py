@@ -114,7 +114,9 @@ def leads() -> bool:
 
 
 def forget_launch() -> None:
-    """Make this process one of its own, for work that it does alone."""
+    """Make this process one of its own, for work that it does alone on the GPU that torchrun meant for it."""
+    if _LOCAL in os.environ and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ[_LOCAL]) % torch.cuda.device_count())
     for name in (*_LAUNCHED, _LOCAL):
         os.environ.pop(name, None)
 

@@ -9,13 +9,14 @@ methods at the same compression. All pruned layers compete with each other.
 - ``prune-magnitude`` removes the smallest ``|w|`` in ten rounds of equal proportion over the first half of
   the steps, and trains on after each (Han et al., NeurIPS 2015): iterative magnitude pruning within the steps
   of one run, without rewinding.
+- ``prune-imp`` rewinds all other weights after each round (:mod:`tenfold.experiments.rewinding`).
 
 The masks of the first two come from ten training images of every class.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,10 +26,13 @@ from torch.nn.utils import prune
 from tenfold.experiments.batches import epoch_seed
 from tenfold.experiments.config import TrainConfig
 from tenfold.experiments.data import DataSet
+from tenfold.experiments.rounds import add_early_values
 
 _IMAGES_PER_CLASS = 10
 _GRASP_TEMPERATURE = 200.0
+_MOST_AT_A_TIME = 250  # images of a score, as memory goes: GraSP keeps the graph of the gradient
 _ROUNDS = 10
+_SCORED = ("prune-snip", "prune-grasp")
 
 
 def pruned_layers(model: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
@@ -41,11 +45,13 @@ def pruned_layers(model: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
 
 
 def prune_at_start(model: nn.Module, config: TrainConfig, names: Sequence[str], data: DataSet) -> None:
-    """Give the named layers their masks: all that SNIP and GraSP need, full ones for magnitude pruning."""
+    """Give the named layers their masks: all that SNIP and GraSP need, full ones for the others."""
     layers = {name: model.get_submodule(name) for name in names}
-    scores = _scores(model, config, layers, data) if config.method != "prune-magnitude" else {}
+    scores = _scores(model, config, layers, data) if config.method in _SCORED else {}
     for layer in layers.values():
         prune.identity(layer, "weight")
+    if config.method == "prune-imp":
+        add_early_values(model)
     assert config.compression is not None  # a pruning configuration always has one
     if scores:
         _keep(list(layers.values()), scores, 1 - config.compression)
@@ -68,11 +74,16 @@ def prune_on_schedule(model: nn.Module, config: TrainConfig, step: int, total_st
     due = [k for k in range(1, _ROUNDS + 1) if max(1, last * k // _ROUNDS) == step]
     if not due:
         return False
+    keep_largest(model, config, due[-1] / _ROUNDS)
+    return True
+
+
+def keep_largest(model: nn.Module, config: TrainConfig, share: float) -> None:
+    """Shrink the masks to the fraction ``(1 - compression) ** share`` of all weights, the largest ones."""
     assert config.compression is not None  # a pruning configuration always has one
     layers = list(pruned_layers(model).values())
     scores = {layer: layer.get_parameter("weight_orig").detach().abs() for layer in layers}
-    _keep(layers, scores, (1 - config.compression) ** (due[-1] / _ROUNDS))
-    return True
+    _keep(layers, scores, (1 - config.compression) ** share)
 
 
 def _keep(layers: Sequence[nn.Module], scores: Mapping[Any, Tensor], fraction: float) -> None:
@@ -95,23 +106,35 @@ def _scores(
 ) -> dict[nn.Module, Tensor]:
     """Scores of the weights at the start, none negative, the least important ones lowest."""
     images, labels = _sample(data, config.seed)
+    parts = -(-len(labels) // _MOST_AT_A_TIME)
+    samples = [(images[i::parts], labels[i::parts]) for i in range(parts)]  # each has images of all classes
     weights = [layer.get_parameter("weight") for layer in layers.values()]
+    temperature = 1.0 if config.method == "prune-snip" else _GRASP_TEMPERATURE
+
+    def gradients(sample: tuple[Tensor, Tensor], create_graph: bool) -> tuple[Tensor, ...]:
+        loss = nn.functional.cross_entropy(model(sample[0]) / temperature, sample[1])
+        part = loss * (len(sample[1]) / len(labels))
+        return torch.autograd.grad(part, weights, create_graph=create_graph)
+
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    logits = model(images)
+    found = _sum(gradients(sample, False) for sample in samples)
     if config.method == "prune-snip":
-        loss = nn.functional.cross_entropy(logits, labels)
-        scores = [(w * g).abs() for w, g in zip(weights, torch.autograd.grad(loss, weights), strict=True)]
+        scores = [(w * g).abs() for w, g in zip(weights, found, strict=True)]
     else:
-        loss = nn.functional.cross_entropy(logits / _GRASP_TEMPERATURE, labels)
-        gradients = torch.autograd.grad(loss, weights, create_graph=True)
-        flow = sum(((g * g.detach()).sum() for g in gradients), torch.zeros(()))
-        raised = [w * hg for w, hg in zip(weights, torch.autograd.grad(flow, weights), strict=True)]
+        curved = _sum(
+            torch.autograd.grad(gradients(sample, True), weights, grad_outputs=found) for sample in samples
+        )  # H g
+        raised = [w * hg for w, hg in zip(weights, curved, strict=True)]
         least = min(score.min().item() for score in raised)
         scores = [score - least for score in raised]
     with torch.no_grad():
         for name, buffer in model.named_buffers():
             buffer.copy_(before[name])  # running statistics
     return {layer: score.detach() for layer, score in zip(layers.values(), scores, strict=True)}
+
+
+def _sum(parts: Iterable[Sequence[Tensor]]) -> list[Tensor]:
+    return [torch.stack(same).sum(0) for same in zip(*parts, strict=True)]
 
 
 def _sample(data: DataSet, seed: int) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""ResNet18 for 32×32 images."""
+"""ResNet18 for 32×32 and 64×64 images."""
 
 from __future__ import annotations
 
@@ -40,13 +40,15 @@ class ResidualBlock(nn.Module):
         return self.relu(inner + self.shortcut(x))
 
 
-def resnet18(in_channels: int, num_classes: int) -> nn.Module:
+def resnet18(in_channels: int, num_classes: int, first_stride: int = 1) -> nn.Module:
     """ResNet18 with a 3×3 first convolution and no pooling before the blocks: 11.2 million parameters.
 
     Parameters
     ----------
     in_channels, num_classes : int
         Channels of an image, and classes.
+    first_stride : int
+        Of the first convolution: 1 for 32×32 images, 2 for 64×64.
 
     Returns
     -------
@@ -54,7 +56,7 @@ def resnet18(in_channels: int, num_classes: int) -> nn.Module:
         Maps (n, in_channels, h, w) to (n, num_classes).
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict(
-        conv1=nn.Conv2d(in_channels, 64, 3, padding=1, bias=False),
+        conv1=nn.Conv2d(in_channels, 64, 3, stride=first_stride, padding=1, bias=False),
         norm1=nn.BatchNorm2d(64),
         relu1=nn.ReLU(inplace=True),
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tenfold.experiments.config import TrainConfig
 
@@ -50,6 +51,47 @@ def write_cifar10(folder: Path, per_batch: int = 8) -> Path:
     return folder
 
 
+def write_cifar100(folder: Path, train: int = 40, test: int = 20) -> Path:
+    """A data directory of random pictures with the fine labels 99, 98, …, pickled as in the original."""
+    batches = folder / "cifar-100-python"
+    batches.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, count in (("train", train), ("test", test)):
+        fine = [99 - k % 100 for k in range(count)]
+        contents = {
+            b"filenames": [b"picture.png"] * count,
+            b"batch_label": b"training batch 1 of 1",
+            b"fine_labels": fine,
+            b"coarse_labels": [label // 5 for label in fine],
+            b"data": rng.integers(0, 256, (count, 3072), dtype=np.uint8),
+        }
+        (batches / name).write_bytes(pickle.dumps(contents, protocol=2))
+    return folder
+
+
+def write_tiny_imagenet(folder: Path, val: int = 20) -> Path:
+    """A data directory with one picture of every class, whose red is the label; its wnids are not sorted."""
+    root = folder / "tiny-imagenet-200"
+    wnids = [f"n{10_000_199 - label}" for label in range(200)]
+    (root / "val" / "images").mkdir(parents=True)
+    (root / "wnids.txt").write_text("\n".join(wnids) + "\n")
+    for label, wnid in enumerate(wnids):
+        (root / "train" / wnid / "images").mkdir(parents=True)
+        write_jpeg(root / "train" / wnid / "images" / f"{wnid}_0.JPEG", (label, 100, 50))
+    lines = []
+    for number in range(val):
+        write_jpeg(root / "val" / "images" / f"val_{number}.JPEG", (9 * number, 100, 50))
+        lines.append(f"val_{number}.JPEG\t{wnids[9 * number]}\t0\t32\t44\t62\n")
+    (root / "val" / "val_annotations.txt").write_text("".join(lines))
+    return folder
+
+
+def write_jpeg(path: Path, colour: tuple[int, ...] | int, size: tuple[int, int] = (64, 64)) -> None:
+    """A picture of one colour, grey if `colour` is a number."""
+    mode = "L" if isinstance(colour, int) else "RGB"
+    Image.new(mode, size, colour).save(path, "JPEG", quality=95, subsampling=0)
+
+
 @pytest.fixture(scope="session")
 def mnist_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_mnist(tmp_path_factory.mktemp("data"))
@@ -58,6 +100,16 @@ def mnist_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def cifar10_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_cifar10(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def cifar100_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cifar100(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def tiny_imagenet_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_imagenet(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture

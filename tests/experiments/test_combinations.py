@@ -11,7 +11,7 @@ from .test_training import Diary, assert_same, measured
 
 COMBINATIONS = [(m, o) for m in METHODS for o in optimizers_of(m) if (m, o) != ("tucker", "sgd")]
 
-SLOW = [("tucker", "tdlrt"), ("loose-matrix", "sgd")]
+SLOW = [("tucker", "tdlrt"), ("loose-matrix", "sgd"), ("prune-imp", "sgd")]
 
 
 def config(tiny, method, optimizer, **given):
@@ -39,7 +39,7 @@ def test_it_goes_on_bit_for_bit(tiny, tmp_path, method, optimizer):
     [
         *(("tucker", "adamw"), ("tucker", "muon"), ("tucker", "tdlrt"), ("tucker", "tdlrt-adamw")),
         *(("loose-tucker", "sgd"), ("loose-cp", "adamw"), ("loose-tt", "adamw"), ("loose-matrix", "sgd")),
-        *(("prune-snip", "sgd"), ("prune-grasp", "sgd"), ("prune-magnitude", "sgd")),
+        *(("prune-snip", "sgd"), ("prune-grasp", "sgd"), ("prune-magnitude", "sgd"), ("prune-imp", "sgd")),
     ],
 )
 def test_it_learns_at_the_compression_asked_for(tiny, tmp_path, method, optimizer):

@@ -21,7 +21,11 @@ def test_a_recipe_is_complete_and_what_is_given_wins(data):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("data", "imagenet", "data must be one of digits, mnist, cifar10, not 'imagenet'"),
+        (
+            "data",
+            "imagenet",
+            "data must be one of digits, mnist, cifar10, cifar100, tinyimagenet, not 'imagenet'",
+        ),
         ("model", "lenet", "model must be one of"),
         ("method", "svd", "method must be one of tucker, dense"),
         ("schedule", "step", "schedule must be one of"),

@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,6 +50,15 @@ def test_cifar10(cifar10_folder):
     assert data.augment is not None
 
 
+def test_cifar100(cifar100_folder):
+    data = load("cifar100", cifar100_folder)
+    assert data.train.images.shape == (40, 3, 32, 32)
+    assert data.test.images.shape == (20, 3, 32, 32)
+    assert data.num_classes == 100
+    assert data.train.labels.tolist() == list(range(99, 59, -1))  # the fine ones
+    assert data.augment is not None
+
+
 def test_the_folder_may_come_from_the_environment(mnist_folder, monkeypatch):
     monkeypatch.setenv("TENFOLD_DATA", str(mnist_folder))
     assert len(load("mnist").train) == 64
@@ -66,7 +76,12 @@ def test_normalise_is_the_affine_map_of_the_pixels(cifar10_folder):
 
 @pytest.mark.parametrize(
     ("name", "layout"),
-    [("mnist", "MNIST/raw/.*ossci-datasets"), ("cifar10", "cifar-10-batches-py/.*toronto.edu")],
+    [
+        ("mnist", "MNIST/raw/.*ossci-datasets"),
+        ("cifar10", "cifar-10-batches-py/.*toronto.edu"),
+        ("cifar100", "cifar-100-python/.*toronto.edu"),
+        ("tinyimagenet", "tiny-imagenet-200/.*stanford.edu"),
+    ],
 )
 def test_a_missing_folder_says_the_layout_and_the_source(tmp_path, monkeypatch, name, layout):
     monkeypatch.delenv("TENFOLD_DATA", raising=False)
@@ -103,9 +118,17 @@ def test_unknown_data_and_idle_arguments(tmp_path):
 @pytest.mark.data
 @needs_data
 @pytest.mark.parametrize(
-    ("name", "train", "test", "size"), [("mnist", 60000, 10000, 28), ("cifar10", 50000, 10000, 32)]
+    ("name", "folder", "train", "test", "size"),
+    [
+        ("mnist", "MNIST", 60000, 10000, 28),
+        ("cifar10", "cifar-10-batches-py", 50000, 10000, 32),
+        ("cifar100", "cifar-100-python", 50000, 10000, 32),
+        ("tinyimagenet", "tiny-imagenet-200", 100000, 10000, 64),
+    ],
 )
-def test_the_real_thing(name, train, test, size):
+def test_the_real_thing(name, folder, train, test, size):
+    if name not in ("mnist", "cifar10") and not (Path(os.environ["TENFOLD_DATA"]) / folder).is_dir():
+        pytest.skip(f"TENFOLD_DATA has no {folder}")
     data = load(name)
     assert (len(data.train), len(data.test), data.image_size) == (train, test, size)
     pixels = data.train.images[::10].float() / 255

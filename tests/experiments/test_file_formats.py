@@ -1,4 +1,4 @@
-"""IDX files and CIFAR-10 batches, whole and damaged."""
+"""IDX files and CIFAR batches, whole and damaged."""
 
 import gzip
 import pickle
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tenfold.experiments.cifar_batches import read_cifar_batch
+from tenfold.experiments.cifar_batches import CIFAR100, read_cifar_batch
 from tenfold.experiments.idx import read_idx
 from tests.experiments.conftest import idx_bytes
 
@@ -94,6 +94,7 @@ class _Harm:
         (pickle.dumps({"data": np.zeros((4, 3072), np.uint8), "fine_labels": [0] * 4}), "no entries"),
         (pickle.dumps({**batch(), "data": np.zeros((4, 1024), np.uint8)}), r"data uint8\(4, 1024\)"),
         (pickle.dumps({**batch(), "labels": [1, 2]}), r"labels \(2,\)"),
+        (pickle.dumps({**batch(), "labels": [0, 1, 10, 2]}), "labels from 0 to 10 where CIFAR-10 has 0 to 9"),
     ],
 )
 def test_cifar_damage_is_named_and_no_code_runs(tmp_path, capsys, contents, message):
@@ -102,3 +103,19 @@ def test_cifar_damage_is_named_and_no_code_runs(tmp_path, capsys, contents, mess
     with pytest.raises(ValueError, match=message):
         read_cifar_batch(path)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        (batch(), "is not a CIFAR-100 batch: it has no entries 'data' and 'fine_labels'"),
+        ({**batch(), "fine_labels": [0, 100, 1, 2]}, "labels from 0 to 100 where CIFAR-100 has 0 to 99"),
+        ({**batch(), "fine_labels": [-1, 0, 1, 2]}, "labels from -1 to 2 where"),
+        ({**batch(), "fine_labels": [0]}, r"labels \(1,\) where a CIFAR-100 batch has"),
+    ],
+)
+def test_cifar100_damage_is_named(tmp_path, contents, message):
+    path = tmp_path / "train"
+    path.write_bytes(pickle.dumps(contents))
+    with pytest.raises(ValueError, match=message):
+        read_cifar_batch(path, CIFAR100)

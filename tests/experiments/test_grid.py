@@ -1,10 +1,6 @@
-from pathlib import Path
-
 import pytest
 
 from tenfold.experiments.grid import read_sweep, run_id
-
-EVIDENCE = Path(__file__).parents[2] / "docs" / "evidence"
 
 FILE = """
 name: example
@@ -95,15 +91,6 @@ def test_mistakes_name_the_key(sweep, before, after, message):
     with pytest.raises(ValueError, match=message) as caught:
         sweep(FILE.replace(before, after))
     assert "file.yaml" in str(caught.value)
-
-
-@pytest.mark.parametrize("file", sorted(EVIDENCE.glob("*.yaml")), ids=lambda path: path.stem)
-def test_the_sweeps_of_the_documentation_are_understood(file):
-    sweep = read_sweep(file)
-    assert sweep.name == file.stem
-    assert {entry.config.method for entry in sweep.entries} >= {"tucker", "loose-tucker", "loose-cp"}
-    rates = {entry.trials for entry in sweep.entries}
-    assert len({len(trials) for trials in rates}) == 1, "every method has as many rates to choose from"
 
 
 def test_a_file_without_blocks(sweep):

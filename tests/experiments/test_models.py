@@ -34,6 +34,20 @@ def test_images_to_logits(name, channels, size):
         assert model(torch.randn(3, channels, size, size)).shape == (3, 7)
 
 
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "lenet5"])
+def test_networks_for_64_pixels_differ_in_the_classifier_alone(name):
+    """Same weights, and features of the same size before the classifier, as for 32×32 images."""
+    with torch.device("meta"):
+        small = build(name, in_channels=3, num_classes=200, image_size=32)
+        large = build(name, in_channels=3, num_classes=200, image_size=64)
+        assert large(torch.randn(2, 3, 64, 64)).shape == (2, 200)
+    shapes = [{key: value.shape for key, value in model.state_dict().items()} for model in (small, large)]
+    assert shapes[0] == shapes[1]
+    convolution = large.get_submodule("conv1")
+    assert isinstance(convolution, nn.Conv2d)
+    assert convolution.stride == (2, 2)
+
+
 @pytest.mark.parametrize(
     ("name", "kept"),
     [
@@ -66,5 +80,11 @@ def test_weights_follow_torch_s_seed():
 def test_unknown_names_and_sizes():
     with pytest.raises(ValueError, match="not 'vgg19'"):
         build("vgg19", in_channels=3, num_classes=10, image_size=32)
-    with pytest.raises(ValueError, match="28×28 or 32×32 pixels, not 224×224"):
+    with pytest.raises(
+        ValueError, match="image_size: the model 'lenet5' takes 28×28 or 32×32 pixels, not 224×224"
+    ):
         build("lenet5", in_channels=3, num_classes=10, image_size=224)
+    with pytest.raises(ValueError, match="'lenet5' takes 28×28 or 32×32 pixels, not 64×64"):
+        build("lenet5", in_channels=3, num_classes=200, image_size=64)
+    with pytest.raises(ValueError, match="'vgg16' takes 28×28 or 32×32 or 64×64 pixels, not 48×48"):
+        build("vgg16", in_channels=3, num_classes=200, image_size=48)

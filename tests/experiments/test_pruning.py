@@ -4,7 +4,8 @@ from torch import nn
 
 from tenfold.experiments.data import load
 from tenfold.experiments.methods import make_network
-from tenfold.experiments.pruning import _sample, prune_on_schedule, pruned_layers
+from tenfold.experiments.models import build
+from tenfold.experiments.pruning import _sample, _scores, prune_on_schedule, pruned_layers
 
 
 def network(tiny, method, **given):
@@ -91,3 +92,20 @@ def test_scoring_leaves_the_network_s_statistics_alone(tiny, cifar10_folder):
     )
     model = make_network(config, load("cifar10", str(cifar10_folder)))
     assert all(m.running_mean.abs().max() == 0 for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+@pytest.mark.parametrize("method", ["prune-snip", "prune-grasp"])
+def test_scores_of_many_images_are_taken_in_parts(tiny, method, monkeypatch):
+    """Without batch normalisation the parts, here of unequal size, add up to what all images at once give."""
+    config = tiny(method=method, compression=0.5)
+    data = load("mnist", config.data_dir)
+    torch.manual_seed(0)
+    model = build("lenet5", in_channels=1, num_classes=10, image_size=28)
+    layers = {name: model.get_submodule(name) for name in ("conv2", "fc1")}
+    whole = _scores(model, config, layers, data)
+    monkeypatch.setattr("tenfold.experiments.pruning._MOST_AT_A_TIME", 17)
+    parts = _scores(model, config, layers, data)
+    assert len(data.train) % 17
+    for layer in layers.values():
+        scale = whole[layer].abs().max().item()
+        torch.testing.assert_close(parts[layer], whole[layer], atol=1e-4 * scale, rtol=0)

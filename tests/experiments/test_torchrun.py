@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tenfold.experiments.checkpoint import read
-from tenfold.experiments.processes import Processes, launched, leads
+from tenfold.experiments.processes import Processes, forget_launch, launched, leads
 from tenfold.experiments.runs import CHECKPOINT, METRICS
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
@@ -112,6 +112,19 @@ def test_a_sweep_is_shared_out(tmp_path):
     assert said.count("shared: 0 of 0 trials and 3 of 3 runs to do") == 1
     again = alone("sweep", file, "--out", tmp_path / "out")
     assert "0 of 3 runs to do" in again
+
+
+def test_the_runs_of_a_sweep_are_spread_over_the_gpus(monkeypatch):
+    chosen = []
+    monkeypatch.setenv("LOCAL_RANK", "6")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    forget_launch()
+    assert chosen == [2]
+    assert "LOCAL_RANK" not in os.environ
+    forget_launch()  # not under torchrun: the first GPU, or what CUDA_VISIBLE_DEVICES names
+    assert chosen == [2]
 
 
 def test_batches_that_cannot_be_shared_out():

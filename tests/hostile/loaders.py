@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from hypothesis import strategies as st
+from PIL import Image
 from torch import nn
 
 from tenfold.cli import main
@@ -32,6 +33,7 @@ from tenfold.experiments.report import table
 from tenfold.experiments.result import Result, read_results
 from tenfold.experiments.runs import Run, read_config
 from tenfold.experiments.summary import settings
+from tenfold.experiments.tiny_imagenet import read_picture
 from tenfold.nn import Linear, TuckerConv2d
 from tenfold.nn.adapters import adapt, export_lora, import_lora, load_adapter, save_adapter
 from tenfold.optim import RankAdaptation, RiemannianAdamW
@@ -287,6 +289,18 @@ def load_batch(path):
     assert all(0 <= label < 10 for label in labels.tolist())
 
 
+def picture_file():
+    with io.BytesIO() as file:
+        Image.linear_gradient("L").resize((64, 64)).save(file, "JPEG")
+        return file.getvalue()
+
+
+def load_picture(path):
+    pixels = read_picture(path)
+    assert pixels.shape == (3, 64, 64)
+    assert pixels.dtype == torch.uint8
+
+
 _HARM = [
     b"\x80\x02cos\nsystem\nU\x04true\x85R.",
     b"\x80\x02cnumpy\nndarray\n\x8a\x05\0\0\0\0\x10\x85\x85R.",
@@ -328,5 +342,6 @@ def loaders():
         "idx": Loader("images", plain, m.edited(plain), load_idx),
         "idx-gz": Loader("images.gz", packed, st.one_of(m.edited(packed), st.just(bomb)), load_idx),
         "cifar": Loader("batch", batch, st.one_of(m.edited(batch), st.sampled_from(_HARM)), load_batch),
+        "jpeg": Loader("image.JPEG", picture_file(), m.edited(picture_file()), load_picture),
     }
     return found

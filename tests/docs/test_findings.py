@@ -1,0 +1,89 @@
+"""The page of findings: every row names its source, and figures from files are those of the files."""
+
+import json
+import re
+import statistics
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from tenfold.experiments.result import read_results
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
+ROWS = [
+    [cell.strip() for cell in line.strip("|").split(" | ")]
+    for line in PAGE.splitlines()
+    if line.startswith("| ") and not line.startswith("| what ")
+]
+DECAY = ROOT / "docs" / "evidence" / "mnist-decay" / "results.jsonl"
+ADAPTERS = ROOT / "docs" / "evidence" / "adapters.jsonl"
+
+
+def row(beginning: str, column: int = 1) -> str:
+    (found,) = (cells for cells in ROWS if cells[0].startswith(beginning))
+    return found[column]
+
+
+@pytest.mark.parametrize("cells", ROWS, ids=lambda cells: cells[0][:40])
+def test_every_row_names_a_source_that_is_there(cells):
+    assert len(cells) == 4
+    source = re.fullmatch(r"\[\w+\]\((\w+\.md)\)|`(docs/[\w./-]+)`", cells[3].strip(" |"))
+    assert source is not None
+    page, file = source.groups()
+    assert (ROOT / "docs" / page if page else ROOT / file).is_file()
+
+
+@pytest.fixture(scope="module")
+def losses():
+    """Mean final loss by method, optimizer, whether ranks are adapted, and decay."""
+    found = defaultdict(list)
+    for result in read_results(DECAY):
+        if result.kind == "run" and result.final_loss is not None:
+            c = result.config
+            found[c["method"], c["optimizer"], bool(c["adapt_every"]), c["decay"]].append(result.final_loss)
+    return {key: f"{statistics.mean(values):.3f}" for key, values in found.items()}
+
+
+def test_losses_from_the_badly_conditioned_start(losses):
+    sgd, adamw = "badly conditioned start (decay 10)", "the same, AdamW, final loss"
+    assert f": {losses['tucker', 'sgd', False, 10]}" in row(sgd)
+    assert f"Tucker {losses['loose-tucker', 'sgd', False, 10]} " in row(sgd, 2)
+    assert f"CP {losses['loose-cp', 'sgd', False, 10]}" in row(sgd, 2)
+    assert f": {losses['tucker', 'adamw', False, 10]}" in row(adamw)
+    assert f"Tucker {losses['loose-tucker', 'adamw', False, 10]}," in row(adamw, 2)
+    assert f"CP {losses['loose-cp', 'adamw', False, 10]}" in row(adamw, 2)
+    adapted = row("ranks by tolerance")
+    assert f"SGD` {losses['tucker', 'sgd', True, 10]}," in adapted
+    assert f"TDLRT` {losses['tucker', 'tdlrt', True, 10]}" in adapted
+
+
+def test_losses_from_the_well_conditioned_start(losses):
+    plain = {key: loss for key, loss in losses.items() if key[3] is None}
+    for column, geometry in ((1, True), (2, False)):
+        values = [loss for key, loss in plain.items() if (key[0] == "tucker") == geometry]
+        assert f"{min(values)} to {max(values)}" in row("well conditioned start", column)
+    assert row("`TDLRT` by tolerance") == plain["tucker", "tdlrt", True, None]
+
+
+def test_adapters():
+    runs = defaultdict(lambda: defaultdict(list))
+    for line in ADAPTERS.read_text().splitlines():
+        run = json.loads(line)
+        runs[run["method"]][run["lr"]].append(run)
+    names = {
+        "tenfold-fixed": (1, "fixed rank"),
+        "tenfold": (1, "budget"),
+        "lora": (2, "LoRA"),
+        "adalora": (2, "AdaLoRA"),
+    }
+    for method, (column, name) in names.items():
+        test = {lr: 100 * statistics.mean(r["test"] for r in of_lr) for lr, of_lr in runs[method].items()}
+        validation = {
+            lr: statistics.mean(r["validation"] for r in of_lr) for lr, of_lr in runs[method].items()
+        }
+        spread = max(test.values()) - min(test.values())
+        assert f"{name} {spread:.1f}" in row("adapters of a sentence encoder, spread", column)
+        best = max(validation, key=validation.__getitem__)
+        assert f"{name} {test[best]:.2f} %" in row("adapters of a sentence encoder, test", column)
