@@ -18,6 +18,7 @@ ROWS = [
     if line.startswith("| ") and not line.startswith("| what ")
 ]
 DECAY = ROOT / "docs" / "evidence" / "mnist-decay" / "results.jsonl"
+LENET = ROOT / "docs" / "evidence" / "mnist-lenet5" / "results.jsonl"
 ADAPTERS = ROOT / "docs" / "evidence" / "adapters.jsonl"
 
 
@@ -87,3 +88,44 @@ def test_adapters():
         assert f"{name} {spread:.1f}" in row("adapters of a sentence encoder, spread", column)
         best = max(validation, key=validation.__getitem__)
         assert f"{name} {test[best]:.2f} %" in row("adapters of a sentence encoder, test", column)
+
+
+def test_accuracies_at_equal_compression():
+    """Of the first seed, in the tables of the evidence and in the rows of the findings."""
+    found = {}
+    for result in read_results(LENET):
+        c = result.config
+        if result.kind == "run" and c["seed"] == 0:
+            last = result.last
+            key = c["method"], c["optimizer"], c["compression"], c["tau"]
+            found[key] = 100 * last["test_accuracy"], 100 * last["compression_factored"]
+
+    def cells(method, optimizer, sizes, by):
+        keys = [
+            (method, optimizer, s, None) if by == "compression" else (method, optimizer, None, s)
+            for s in sizes
+        ]
+        return " | ".join(f"{found[key][0]:.2f} ({found[key][1]:.1f})" for key in keys)
+
+    page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
+    combinations = {key[:2] for key in found if key[2] is not None}
+    assert len(combinations) == 16
+    for method, optimizer in combinations:
+        assert f" | {cells(method, optimizer, (0.7, 0.8, 0.9, 0.95, 0.97), 'compression')} |" in page
+    for optimizer in ("sgd", "tdlrt"):
+        assert f" | {cells('tucker', optimizer, (0.1, 0.15, 0.2, 0.3, 0.4), 'tau')} |" in page
+
+    def said(method, optimizer, size):
+        return f" {found[method, optimizer, size, None][0]:.2f} %"
+
+    begin = "LeNet5 on MNIST, 3 epochs, at"
+    assert said("tucker", "sgd", 0.9) in row(f"{begin} 90")
+    assert said("loose-tucker", "adamw", 0.9) in row(f"{begin} 90", 2)
+    assert said("loose-tucker", "sgd", 0.9) in row(f"{begin} 90", 2)
+    assert said("tucker", "sgd", 0.95) in row(f"{begin} 95")
+    assert said("loose-cp", "adamw", 0.95) in row(f"{begin} 95", 2)
+    assert said("tucker", "sgd", 0.97) in row(f"{begin} 97")
+    assert said("prune-magnitude", "sgd", 0.97) in row(f"{begin} 97", 2)
+    assert said("prune-snip", "sgd", 0.97) in row(f"{begin} 97", 2)
+    assert said("tucker", "tdlrt", 0.8) in row(f"{begin} 80")
+    assert said("loose-tucker", "adamw", 0.8) in row(f"{begin} 80", 2)
