@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from tenfold.distributed import DistributedDataParallel, load_checkpoint, save_checkpoint
+from tenfold.distributed import DistributedDataParallel, load_checkpoint, save_checkpoint, shutdown
 from tenfold.nn import Linear
 from tenfold.optim import RankAdaptation, RiemannianSGD
 
@@ -50,7 +50,7 @@ def main() -> None:
             f"{count} processes, steps {start} to {start + options.steps}: loss {loss.item():.4f}, rank",
             model[0].rank,
         )
-    dist.destroy_process_group()
+    shutdown()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,10 @@
 """The soak in small: what it measures is flat, and it notices what is not."""
 
+import json
+import os
 import runpy
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +25,16 @@ def soak():
 
 @pytest.fixture(scope="module")
 def samples(soak):
-    return list(soak.soak(300, 6))
+    """Of a fresh process: it counts all tensors and graphs that there are."""
+    code = (
+        "import json, runpy, sys, warnings; from dataclasses import asdict; warnings.simplefilter('ignore')\n"
+        "soak = runpy.run_path(sys.argv[1])['soak']\n"
+        "print(json.dumps([asdict(sample) for sample in soak(300, 6)]))"
+    )
+    command = [sys.executable, "-c", code, str(SOAK)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    said = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    return [soak.Sample(**values) for values in json.loads(said)]
 
 
 def test_memory_is_flat_and_bases_stay_orthonormal(soak, samples):

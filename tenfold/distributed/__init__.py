@@ -2,6 +2,7 @@
 
 from tenfold.distributed.checkpoint import load_checkpoint, save_checkpoint
 from tenfold.distributed.data_parallel import DistributedDataParallel
+from tenfold.distributed.leaving import shutdown
 from tenfold.distributed.reducer import ManifoldReducer, independent, reducer_of
 from tenfold.distributed.sharded import fully_shard
 
@@ -13,4 +14,5 @@ __all__ = [
     "load_checkpoint",
     "reducer_of",
     "save_checkpoint",
+    "shutdown",
 ]

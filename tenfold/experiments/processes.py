@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tenfold.distributed import DistributedDataParallel
+from tenfold.distributed import DistributedDataParallel, shutdown
 from tenfold.manifolds import is_low_rank
 
 TIMEOUT = 600.0
@@ -151,6 +151,8 @@ def joined(device: str, timeout: float) -> Iterator[Processes]:
         "nccl" if gpu else "gloo", store=store, rank=number, world_size=count, timeout=patience
     )
     try:
-        yield Processes(dist.get_rank(), dist.get_world_size())
-    finally:
-        dist.destroy_process_group()
+        yield Processes(number, count)
+    except BaseException:
+        shutdown(wait=False)
+        raise
+    shutdown()

@@ -29,6 +29,7 @@ from tenfold.manifolds.tree import TensorTree
 
 __all__ = [
     "Frame",
+    "add_product",
     "aligned",
     "augment",
     "carry_core",
@@ -85,7 +86,16 @@ def unmatrix(flat: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
 
 def perpendicular(basis: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """``(I - U U^T) X`` for matrices ``(*batch, n, r)``."""
-    return columns - basis @ (basis.mT @ columns)
+    return add_product(columns, basis, basis.mT @ columns, -1.0)
+
+
+def add_product(
+    sum: torch.Tensor, left: torch.Tensor, right: torch.Tensor, scale: float = 1.0
+) -> torch.Tensor:
+    """``sum + scale * left @ right``; single matrices without an array for the product."""
+    if sum.ndim == left.ndim == right.ndim == 2:
+        return torch.addmm(sum, left, right, alpha=scale)
+    return torch.add(sum, left @ right, alpha=scale)
 
 
 def frame_of(tree: TensorTree, nodes: Nodes) -> Frame:

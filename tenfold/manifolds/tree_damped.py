@@ -28,6 +28,7 @@ from tenfold.manifolds.tree import TensorTree
 from tenfold.manifolds.tree_calculus import (
     Frame,
     Nodes,
+    add_product,
     lift,
     matrix,
     order_of,
@@ -104,8 +105,9 @@ def retract(
         if v == tree.root:
             out[v] = some(lift(tree, v, nodes[v] + tangent[v], carry))
             continue
-        change = _step(tree, v, tangent, frame)
-        moved = some(lift(tree, v, nodes[v] + unmatrix(change, nodes[v]), carry))
+        old = matrix(tree, v, nodes[v])
+        new = add_product(old, matrix(tree, v, tangent[v]), frame.inverse[v].mT)
+        moved = some(lift(tree, v, unmatrix(new, nodes[v]), carry))
         basis, carry[v] = orthonormalize(matrix(tree, v, moved), method)
         out[v] = unmatrix(basis, moved)
     return out
