@@ -88,7 +88,7 @@ class LowRankManifold(geoopt.Manifold, metaclass=abc.ABCMeta):
     @property
     def size(self) -> int:
         """Length of a packed point: the number of stored parameters."""
-        return sum(math.prod(shape) for shape in self.factor_shapes)
+        return sum(self._factor_sizes())
 
     @property
     def dense_size(self) -> int:
@@ -133,12 +133,21 @@ class LowRankManifold(geoopt.Manifold, metaclass=abc.ABCMeta):
         ValueError
             If the last dimension is not ``size``.
         """
-        self._assert_check_shape(tensor.shape, "tensor")
-        batch = tensor.shape[:-1]
-        blocks = torch.split(tensor, [math.prod(shape) for shape in self.factor_shapes], dim=-1)
-        return tuple(
-            block.reshape(*batch, *shape) for block, shape in zip(blocks, self.factor_shapes, strict=True)
-        )
+        sizes, shapes = self._factor_sizes(), self.factor_shapes
+        if tensor.shape != (sum(sizes),):
+            self._assert_check_shape(tensor.shape, "tensor")
+            batch = tensor.shape[:-1]
+            shapes = tuple((*batch, *shape) for shape in shapes)
+        blocks = tensor.split_with_sizes(sizes, -1)
+        return tuple(block.reshape(shape) for block, shape in zip(blocks, shapes, strict=True))
+
+    def _factor_sizes(self) -> list[int]:
+        """Numbers of entries of the factors, computed once: every operation of every step asks for them."""
+        of, sizes = self.__dict__.get("_sizes", (None, []))
+        if of is not self.factor_shapes:
+            sizes = [math.prod(shape) for shape in self.factor_shapes]
+            self.__dict__["_sizes"] = self.factor_shapes, sizes
+        return sizes
 
     def pack_point(self, *tensors: torch.Tensor) -> torch.Tensor:
         """Inverse of :meth:`unpack_tensor`.

@@ -184,11 +184,12 @@ class RiemannianOptimizer(CheckedOptimizer):
         direction, state = self._tangent_direction(group, manifold, x, grad, decay, frame, batch.state)
         step = -group["lr"] * direction
         if not adapt:
+            implied = self.tangent_state if damping is not None and self.linear_direction else ()
             if damping is not None:
                 y = manifold.retr(x, step, frame=frame)
             else:
                 y, state = self._carry(manifold, x, step, state, {"frame": frame})
-            return [Update(p, y_p, s_p) for p, y_p, s_p in batch.split(y, state)]
+            return [Update(p, y_p, s_p, implied=implied) for p, y_p, s_p in batch.split(y, state)]
         (parameter,) = batch.members
         exact = frame if damping is None else manifold.frame(x)
         known = {} if exact is None else {"frame": exact}

@@ -33,17 +33,21 @@ class Update:
         Its new state.
     manifold : LowRankManifold or None
         Its new manifold, if ranks were adapted.
+    implied : tuple of str
+        State that is finite if the point is, because the point has moved along it.
     """
 
     parameter: geoopt.ManifoldParameter
     point: torch.Tensor
     state: State = field(default_factory=dict)
     manifold: LowRankManifold | None = None
+    implied: tuple[str, ...] = ()
 
     @property
     def tensors(self) -> list[torch.Tensor]:
         """Everything that must be finite."""
-        return [self.point, *(value for value in self.state.values() if isinstance(value, torch.Tensor))]
+        state = (value for name, value in self.state.items() if name not in self.implied)
+        return [self.point, *(value for value in state if isinstance(value, torch.Tensor))]
 
     def commit(self, state: State) -> None:
         """Carry the update out; ``state`` is the optimizer's entry for the parameter."""
