@@ -84,6 +84,13 @@ def rank_difference():
     return message(lambda: reducer.check([(weight, {})]))
 
 
+def state_difference():
+    net = network()
+    reducer = ManifoldReducer(net)
+    weight = net[3].weight
+    return message(lambda: reducer.check([(weight, {"momentum_buffer": weight.detach() + dist.get_rank()})]))
+
+
 def other_structure():
     net = nn.Sequential(Linear(8, 6 + dist.get_rank(), rank=2))
     return message(lambda: ManifoldReducer(net))
@@ -187,6 +194,7 @@ SCENES = {
     "difference": lambda: difference("raise"),
     "difference broadcast": lambda: difference("broadcast"),
     "rank difference": rank_difference,
+    "state difference": state_difference,
     "other structure": other_structure,
     "nothing to reduce": nothing_to_reduce,
     "reduced twice": reduced_twice,

@@ -86,6 +86,7 @@ def test_different_ranks_are_an_error(played):
 @pytest.mark.parametrize(
     ("scene", "words"),
     [
+        ("state difference", "process 1 differs from process 0 in the value or optimizer state of 3.weight"),
         ("other structure", "process 1 has other low-rank parameters than process 0"),
         ("nothing to reduce", "Linear has no low-rank parameter to reduce"),
         ("reduced twice", "all 2 have a reducer already"),
