@@ -3,18 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from torch import nn
-from torch.nn.common_types import _size_1_t, _size_2_t, _size_3_t
 
 from tenfold.nn.convolution import Convolution
 from tenfold.nn.formats import Format, RankLike
 
 __all__ = ["Conv1d", "Conv2d", "Conv3d", "TuckerConv2d"]
 
+_Sizes: TypeAlias = int | tuple[int, ...]
 
-class Conv1d(Convolution):
+
+class _Conv(Convolution):
+    """What the three have in common: the arguments of torch's, and those of the format."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: _Sizes,
+        stride: _Sizes = 1,
+        padding: str | _Sizes = 0,
+        dilation: _Sizes = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        format: Format | str = Format.TUCKER,
+        rank: RankLike,
+        modes: Sequence[int] | None = None,
+        inverse_free: bool = False,
+    ):
+        geometry = self._geometry(
+            groups,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            kernel_size=kernel_size,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            bias=bias,
+            padding_mode=padding_mode,
+        )
+        super().__init__(geometry, rank, format, modes, inverse_free, device, dtype)
+
+
+class Conv1d(_Conv):
     """Drop-in for :class:`torch.nn.Conv1d` with a low-rank kernel.
 
     Parameters
@@ -51,40 +89,8 @@ class Conv1d(Convolution):
 
     dense_type = nn.Conv1d
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: _size_1_t,
-        stride: _size_1_t = 1,
-        padding: str | _size_1_t = 0,
-        dilation: _size_1_t = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        format: Format | str = Format.TUCKER,
-        rank: RankLike,
-        modes: Sequence[int] | None = None,
-        inverse_free: bool = False,
-    ):
-        geometry = self._geometry(
-            groups,
-            in_channels=in_channels,
-            out_channels=out_channels,
-            kernel_size=kernel_size,
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
-            bias=bias,
-            padding_mode=padding_mode,
-        )
-        super().__init__(geometry, rank, format, modes, inverse_free, device, dtype)
 
-
-class Conv2d(Convolution):
+class Conv2d(_Conv):
     """Drop-in for :class:`torch.nn.Conv2d` with a low-rank kernel.
 
     Parameters
@@ -123,40 +129,8 @@ class Conv2d(Convolution):
 
     dense_type = nn.Conv2d
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: _size_2_t,
-        stride: _size_2_t = 1,
-        padding: str | _size_2_t = 0,
-        dilation: _size_2_t = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        format: Format | str = Format.TUCKER,
-        rank: RankLike,
-        modes: Sequence[int] | None = None,
-        inverse_free: bool = False,
-    ):
-        geometry = self._geometry(
-            groups,
-            in_channels=in_channels,
-            out_channels=out_channels,
-            kernel_size=kernel_size,
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
-            bias=bias,
-            padding_mode=padding_mode,
-        )
-        super().__init__(geometry, rank, format, modes, inverse_free, device, dtype)
 
-
-class Conv3d(Convolution):
+class Conv3d(_Conv):
     """Drop-in for :class:`torch.nn.Conv3d` with a low-rank kernel.
 
     Parameters
@@ -192,38 +166,6 @@ class Conv3d(Convolution):
     """
 
     dense_type = nn.Conv3d
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: _size_3_t,
-        stride: _size_3_t = 1,
-        padding: str | _size_3_t = 0,
-        dilation: _size_3_t = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        format: Format | str = Format.TUCKER,
-        rank: RankLike,
-        modes: Sequence[int] | None = None,
-        inverse_free: bool = False,
-    ):
-        geometry = self._geometry(
-            groups,
-            in_channels=in_channels,
-            out_channels=out_channels,
-            kernel_size=kernel_size,
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
-            bias=bias,
-            padding_mode=padding_mode,
-        )
-        super().__init__(geometry, rank, format, modes, inverse_free, device, dtype)
 
 
 class TuckerConv2d(Conv2d):
@@ -265,10 +207,10 @@ class TuckerConv2d(Conv2d):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: _size_2_t,
-        stride: _size_2_t = 1,
-        padding: str | _size_2_t = 0,
-        dilation: _size_2_t = 1,
+        kernel_size: _Sizes,
+        stride: _Sizes = 1,
+        padding: str | _Sizes = 0,
+        dilation: _Sizes = 1,
         groups: int = 1,
         bias: bool = True,
         padding_mode: str = "zeros",
