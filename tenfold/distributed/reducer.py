@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -124,18 +124,16 @@ class ManifoldReducer:
         """
         self._task = None
         live = [p for p in self._parameters if p.requires_grad]
-        for (dtype, device), members in _by_type(live).items():
-            grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in members]
-            present = torch.tensor([p.grad is not None for p in members], dtype=dtype).to(device)
-            flat = torch.cat([present, *(grad.reshape(-1) for grad in grads)]) / self.processes
-            dist.all_reduce(flat, group=self.process_group)
-            self.bytes_reduced += flat.numel() * flat.element_size()
-            anywhere, *parts = flat.split([len(members), *(p.numel() for p in members)])
-            for k, (p, part) in enumerate(zip(members, parts, strict=True)):
-                if p.grad is not None:
-                    p.grad.copy_(part.view_as(p))
-                elif anywhere[k] > 0:
-                    p.grad = part.view_as(p).clone()
+        if not live:
+            return
+        present = live[0].new_tensor([p.grad is not None for p in live])
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in live]
+        anywhere, *means = self.mean([present, *grads])
+        for k, (p, mean) in enumerate(zip(live, means, strict=True)):
+            if p.grad is not None:
+                p.grad.copy_(mean)
+            elif anywhere[k] > 0:
+                p.grad = mean.clone()
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
@@ -301,9 +299,9 @@ def has_company() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def is_alone(parameter: torch.Tensor) -> bool:
-    """Whether nobody reduces the gradient of a parameter although there are other processes."""
-    return has_company() and parameter not in _REDUCERS
+def is_known(parameter: torch.Tensor) -> bool:
+    """Whether a parameter has a reducer, or has been declared independent."""
+    return parameter in _REDUCERS
 
 
 def independent(module: nn.Module) -> None:
@@ -317,13 +315,6 @@ def independent(module: nn.Module) -> None:
     for p in module.parameters():
         if is_low_rank(p):
             _REDUCERS[p] = None
-
-
-def _by_type(parameters: Iterable[torch.Tensor]) -> dict[Any, list[torch.Tensor]]:
-    groups: dict[Any, list[torch.Tensor]] = {}
-    for p in parameters:
-        groups.setdefault((p.dtype, p.device), []).append(p)
-    return groups
 
 
 def _tensors(state: dict[str, Any]) -> list[torch.Tensor]:

@@ -132,7 +132,7 @@ class TrainingState:
     processes : Processes
         Those that train together.
     parallel : nn.Module, optional
-        The model as it is called in training, if there are several processes.
+        The model as it is called in training, where that is not `model` itself.
     epoch, step : int
         Epochs and batches done.
     progress : Progress, optional

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +102,11 @@ def _train(config: TrainConfig, folder: Path, resume: bool, observer: Observer, 
     if processes.first:
         folder.mkdir(parents=True, exist_ok=True)
         write_config(folder, config)
-    save = partial(checkpoint.save, path, state) if processes.first else _nothing
+
+    def save() -> None:
+        if processes.first:
+            checkpoint.save(path, state)
+
     observer.started(config, steps, state.epoch)
     if state.progress is not None:
         observer.noted(f"going on after step {state.progress.done} of {steps} in epoch {state.epoch + 1}")
@@ -116,7 +119,6 @@ def _train(config: TrainConfig, folder: Path, resume: bool, observer: Observer, 
             rollbacks = state.rollbacks + 1
             saved = checkpoint.read(path) if path.is_file() else None
             state = _state(config, data, device, path, saved, processes)
-            save = partial(checkpoint.save, path, state) if processes.first else _nothing
             _draw_anew(state, rollbacks)
             observer.noted(f"{error}; rollback {rollbacks} of {MAX_ROLLBACKS}, to step {state.step}")
             continue
@@ -158,13 +160,8 @@ def _state(
             except ValueError as error:
                 raise ValueError(f"{path} does not fit the data set {config.data!r}: {error}") from error
     state.processes = processes
-    if processes.count > 1:
-        state.parallel = processes.wrapped(model)
+    state.parallel = processes.wrapped(model)
     return state
-
-
-def _nothing() -> None:
-    """What processes but the first save."""
 
 
 def _draw_anew(state: TrainingState, rollbacks: int) -> None:

@@ -82,11 +82,6 @@ def frame_of(tree: TensorTree, nodes: Nodes, damping: float) -> DampedFrame:
     return DampedFrame(inverse)
 
 
-def _step(tree: TensorTree, v: int, tangent: Nodes, frame: DampedFrame) -> torch.Tensor:
-    """The change ``E_v = D_v L_v^{-1}`` of a basis, as a matrix."""
-    return matrix(tree, v, tangent[v]) @ frame.inverse[v].mT
-
-
 def retract(
     tree: TensorTree,
     nodes: Nodes,
@@ -120,7 +115,7 @@ def isometric(tree: TensorTree, tangent: Nodes, frame: DampedFrame, exact: Frame
     """
     out = list(tangent)
     for v, upper in exact.upper.items():
-        out[v] = unmatrix(_step(tree, v, tangent, frame) @ upper.mT, tangent[v])
+        out[v] = unmatrix(matrix(tree, v, tangent[v]) @ frame.inverse[v].mT @ upper.mT, tangent[v])
     return out
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import geoopt
 import torch
 
-from tenfold.distributed.reducer import ManifoldReducer, is_alone, reducer_of
+from tenfold.distributed.reducer import ManifoldReducer, has_company, is_known, reducer_of
 from tenfold.manifolds import is_low_rank
 from tenfold.optim.rank_policy import Pending, RankPolicy
 
@@ -54,8 +54,10 @@ def require_company(parameters: Iterable[torch.Tensor], name: Callable[[torch.Te
     ValueError
         If there are other processes and nobody averages the gradients of a low-rank parameter.
     """
+    if not has_company():
+        return
     for p in parameters:
-        if is_low_rank(p) and is_alone(p):
+        if is_low_rank(p) and not is_known(p):
             raise ValueError(
                 f"{name(p)} would change its rank in this process alone: wrap the model in "
                 "tenfold.distributed.DistributedDataParallel, or build a ManifoldReducer on it; "
