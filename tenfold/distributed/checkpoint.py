@@ -17,6 +17,7 @@ from torch import nn
 from tenfold.distributed.reducer import has_company
 from tenfold.distributed.sharded import is_sharded
 from tenfold.manifolds import is_low_rank, rank_tuple
+from tenfold.unchanged import unchanged_on_error
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
 
@@ -149,14 +150,13 @@ def load_checkpoint(
     except Exception as error:
         raise ValueError(f"{path} is damaged: {_first_line(error)}") from error
     packed = None if optimizer is None else _packed(bare, optimizer, plain, targets)
-    before = {name: value.detach().clone() for name, value in bare.state_dict().items()}
-    bare.load_state_dict(_under("model.", targets))
-    try:
-        if optimizer is not None:
-            optimizer.load_state_dict(packed)  # type: ignore[arg-type]
-    except Exception as error:
-        bare.load_state_dict(before)
-        raise ValueError(f"the optimizer in {path} does not fit: {_first_line(error)}") from error
+    with unchanged_on_error(bare):
+        bare.load_state_dict(_under("model.", targets))
+        try:
+            if optimizer is not None:
+                optimizer.load_state_dict(packed)  # type: ignore[arg-type]
+        except Exception as error:
+            raise ValueError(f"the optimizer in {path} does not fit: {_first_line(error)}") from error
     extra: dict[str, Any] = plain["extra"]
     return extra
 

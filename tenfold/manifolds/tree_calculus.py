@@ -63,10 +63,11 @@ class Frame:
     Attributes
     ----------
     env : dict
-        ``env[v]``: orthonormal rows, folded into the shape of the parent of ``v``.
+        ``env[v]``: orthonormal rows, folded into the shape of the parent of ``v``; at ranks that no tensor
+        can have (augmented bases) the last rows are zero.
     upper : dict
-        ``upper[v] = S_v^T``: upper triangular, shape ``(*batch, k, r_v)`` with ``k = r_v`` at feasible
-        ranks. Its singular values are those of the matricisation at edge ``v``.
+        ``upper[v] = S_v^T``: upper triangular, shape ``(*batch, r_v, r_v)``. Its singular values are those of
+        the matricisation at edge ``v``.
     """
 
     env: dict[int, torch.Tensor]
@@ -106,10 +107,18 @@ def frame_of(tree: TensorTree, nodes: Nodes) -> Frame:
     env: dict[int, torch.Tensor] = {}
     upper: dict[int, torch.Tensor] = {}
     for child, axis, center, order in _edges(tree, nodes, upper):
-        q, upper[child] = qr(unfold(center, axis, order).mT)
+        q, upper[child] = _padded(*qr(unfold(center, axis, order).mT))
         sizes = tuple(center.shape[center.ndim - order :])
         env[child] = fold(q.mT, axis, (*sizes[:axis], q.shape[-1], *sizes[axis + 1 :]))
     return Frame(env, upper)
+
+
+def _padded(q: torch.Tensor, r: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Zero columns and rows for what the factors of a wide matrix lack."""
+    missing = r.shape[-1] - r.shape[-2]
+    if not missing:
+        return q, r
+    return torch.nn.functional.pad(q, (0, missing)), torch.nn.functional.pad(r, (0, 0, 0, missing))
 
 
 def triangular_factors(tree: TensorTree, nodes: Nodes) -> dict[int, torch.Tensor]:
@@ -390,17 +399,9 @@ def _overlaps(tree: TensorTree, nodes: Nodes, target: Nodes) -> dict[int, torch.
     return overlap
 
 
-def carry_core(
-    tree: TensorTree, nodes: Nodes, target: Nodes, core: torch.Tensor, squares: bool
-) -> torch.Tensor:
-    """A core in the bases of ``nodes``, projected on those of ``target``; see also `transport_squares`."""
-    overlap = _overlaps(tree, nodes, target)
-    if not squares:
-        return some(lift(tree, tree.root, core, overlap))
-    mean = core.mean(dim=tuple(range(-tree.nodes[tree.root].legs, 0)), keepdim=True)
-    squared = {v: item.square() for v, item in overlap.items()}
-    inherited, share = (some(lift(tree, tree.root, c, squared)) for c in (core, torch.ones_like(core)))
-    return _filled_up(inherited, share, mean)
+def carry_core(tree: TensorTree, nodes: Nodes, target: Nodes, core: torch.Tensor) -> torch.Tensor:
+    """A core in the bases of ``nodes``, projected on those of ``target``."""
+    return some(lift(tree, tree.root, core, _overlaps(tree, nodes, target)))
 
 
 def extend(tree: TensorTree, nodes: Nodes, tangent: Nodes, frame: Frame) -> list[torch.Tensor]:

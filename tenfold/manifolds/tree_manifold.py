@@ -557,13 +557,7 @@ class TreeManifold(LowRankManifold):
         return manifold, manifold.pack_point(*wide)
 
     def carry_core(
-        self,
-        x: torch.Tensor,
-        y: torch.Tensor,
-        core: torch.Tensor,
-        target: TreeManifold,
-        *,
-        squares: bool = False,
+        self, x: torch.Tensor, y: torch.Tensor, core: torch.Tensor, target: TreeManifold
     ) -> torch.Tensor:
         """A tensor in the bases of one point, projected on the bases of another.
 
@@ -575,8 +569,6 @@ class TreeManifold(LowRankManifold):
             Shape ``(*batch, *core of x)``.
         target : TreeManifold
             The manifold of ``y``.
-        squares : bool
-            The core holds second moments of uncorrelated entries, as in :meth:`transp_squares`.
 
         Returns
         -------
@@ -584,7 +576,7 @@ class TreeManifold(LowRankManifold):
             Shape ``(*batch, *core of y)``.
         """
         old, new = self.unpack_tensor(x), self._goal(target).unpack_tensor(y)
-        return calculus.carry_core(self.tree, old, new, core, squares)
+        return calculus.carry_core(self.tree, old, new, core)
 
     def _exact(self, tensor: torch.Tensor) -> tuple[Self, torch.Tensor]:
         tree, lead = self.tree, tensor.ndim - len(self.shape)

@@ -20,7 +20,7 @@ from tenfold.nn.parameter import declare, low_rank_parameters
 from tenfold.nn.recompute import recompute_activations
 from tenfold.nn.report import FactorizationReport, FactorizedLayer
 from tenfold.nn.stages import Stage
-from tenfold.nn.unchanged import unchanged_on_error
+from tenfold.unchanged import unchanged_on_error
 
 __all__ = [
     "AveragedModel",

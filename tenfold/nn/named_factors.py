@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tenfold.manifolds import TreeManifold, is_low_rank, rank_tuple
-from tenfold.nn.unchanged import unchanged_on_error
+from tenfold.unchanged import unchanged_on_error
 from tenfold.untrusted.tensors import check_tensor
 
 __all__ = ["factor_state_dict", "load_factor_state_dict"]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from enum import Enum
-from typing import Any, TypeAlias
+from typing import Any
 
 import geoopt
 import torch
 from torch import nn
 
 from tenfold.manifolds import LowRankManifold, TreeManifold, is_low_rank, move_
+from tenfold.manifolds.tree_calculus import Frame
 from tenfold.optim.adam import RiemannianAdamW
 from tenfold.optim.agreement import agreed_mean, require_company
 from tenfold.optim.base import RiemannianOptimizer
@@ -24,11 +26,8 @@ from tenfold.optim.update import Adapting, Batch, State, Update
 
 __all__ = ["TDLRT", "Integrator", "TDLRTAdamW"]
 
-Augmented: TypeAlias = tuple[TreeManifold, torch.Tensor, torch.Tensor]
-"""Augmented manifold, point in it, and gradient of its core."""
-
-_FLAT = geoopt.Euclidean()
-"""The core in fixed bases is an ordinary tensor."""
+_DAMPING = 0.1
+"""Of the gradients in core steps: augmented bases begin with singular values of zero."""
 
 
 class Integrator(str, Enum):
@@ -42,11 +41,27 @@ class Integrator(str, Enum):
     """New directions get their first-order part only, which needs no further gradient."""
 
 
+@dataclass
+class _Augmented:
+    """A parameter in augmented bases, whose core has its gradient there as soon as it is known."""
+
+    parameter: geoopt.ManifoldParameter
+    frame: Frame
+    rgrad: torch.Tensor
+    manifold: TreeManifold
+    point: torch.Tensor
+    core_grad: torch.Tensor | None = None
+
+
 class _CoreIntegration(RiemannianOptimizer):
-    """Steps of the core in bases that are augmented and truncated now and then."""
+    """Steps of the core in bases that are augmented and truncated now and then.
+
+    The inner optimizer works on tangent vectors, of which the core's part is followed at once and the rest at
+    the next augmentation.
+    """
 
     integrator: Integrator
-    _augmented: dict[int, Augmented]
+    _augmented: dict[int, _Augmented]
     _capture: Capture | None = None
 
     def _integrate_with(self, integrator: Integrator | str, model: nn.Module | None, core_steps: int) -> None:
@@ -128,11 +143,11 @@ class _CoreIntegration(RiemannianOptimizer):
         return loss
 
     @torch.no_grad()
-    def _augmentations(self, closure: Callable[[], Any] | None) -> dict[int, Augmented]:
+    def _augmentations(self, closure: Callable[[], Any] | None) -> dict[int, _Augmented]:
         """The parameters whose bases move in this step, in augmented bases, with the gradients there."""
         if self.integrator is Integrator.PARALLEL:
             return {}
-        wide: list[tuple[geoopt.ManifoldParameter, TreeManifold, torch.Tensor]] = []
+        wide: list[_Augmented] = []
         for group in self.param_groups:
             if not group["rank_adaptation"].on_beat(group["step"] + 1):
                 continue
@@ -140,44 +155,50 @@ class _CoreIntegration(RiemannianOptimizer):
             require_company(live, self._name)
             self._require_finite([p.grad for p in live], [], [])
             for p in live:
-                x = p.detach()
-                wide.append((p, *p.manifold.augment(x, p.manifold.egrad2rgrad(x, p.grad))))
+                wide.append(self._augment(group, p))
         if self.integrator is Integrator.FUSED:
             # Each process has captured its own part of the batch.
-            members = [p for p, _, _ in wide]
-            grads = agreed_mean(members, [self._captured_gradient(*item) for item in wide])
+            members = [item.parameter for item in wide]
+            captured = agreed_mean(members, [self._captured_gradient(item) for item in wide])
+            grads = _rescaled(wide, captured)
         else:
             assert closure is not None
             grads = self._second_evaluation(closure, wide) if wide else []
-        return {id(p): (m, y, grad) for (p, m, y), grad in zip(wide, grads, strict=True)}
+        for item, grad in zip(wide, grads, strict=True):
+            item.core_grad = grad
+        return {id(item.parameter): item for item in wide}
 
-    def _captured_gradient(
-        self, p: geoopt.ManifoldParameter, wide: TreeManifold, y: torch.Tensor
-    ) -> torch.Tensor:
+    def _augment(self, group: Group, p: geoopt.ManifoldParameter) -> _Augmented:
+        """Bases augmented by the direction in which the inner optimizer would move them."""
+        x, manifold = p.detach(), p.manifold
+        frame = manifold.frame(x)
+        rgrad = manifold.egrad2rgrad(x, self._downhill(group, p.grad), frame=frame)
+        direction, _ = self._inner(group, manifold, x, rgrad, self.state[p])
+        return _Augmented(p, frame, rgrad, *manifold.augment(x, direction))
+
+    def _captured_gradient(self, item: _Augmented) -> torch.Tensor:
         assert self._capture is not None
-        grad = self._capture.core_gradient(p, wide, y)
+        grad = self._capture.core_gradient(item.parameter, item.manifold, item.point)
         if grad is None:
-            raise ValueError(f"nothing was captured for {self._name(p)}: is it part of the model?")
+            raise ValueError(
+                f"nothing was captured for {self._name(item.parameter)}: is it part of the model?"
+            )
         return grad
 
-    def _second_evaluation(
-        self,
-        closure: Callable[[], Any],
-        wide: list[tuple[geoopt.ManifoldParameter, TreeManifold, torch.Tensor]],
-    ) -> list[torch.Tensor]:
+    def _second_evaluation(self, closure: Callable[[], Any], wide: list[_Augmented]) -> list[torch.Tensor]:
         """Gradients of the augmented cores by the closure, with the parameters back where they were."""
         grads = []
-        homes = [(p, p.detach().clone()) for p, _, _ in wide]
+        homes = [(item.parameter, item.parameter.detach().clone()) for item in wide]
         with ExitStack() as restore:
-            for (p, x), (_, manifold, y) in zip(homes, wide, strict=True):
+            for (p, x), item in zip(homes, wide, strict=True):
                 restore.callback(move_, p, p.manifold, x)
-                move_(p, manifold, y)
+                move_(p, item.manifold, item.point)
             with torch.enable_grad():
                 closure()
-            for p, manifold, _ in wide:
+            for p, _ in homes:
                 if p.grad is None:
                     raise ValueError(f"the second evaluation gave {self._name(p)} no gradient")
-                grads.append(_core(manifold, p.grad).clone())
+                grads.append(p.manifold.unpack_tensor(p.grad)[p.manifold.tree.root].clone())
         for p, x in homes:
             p.grad = torch.zeros_like(x)  # it takes part in the step; its gradient is the core's
         return grads
@@ -227,24 +248,28 @@ class _CoreIntegration(RiemannianOptimizer):
         return Adapting(p, p.manifold.truncation(y), update.state, p.manifold, y)
 
     def _core_steps(self, group: Group, batch: Batch) -> list[Update]:
-        """Bases stay; nothing but the cores moves."""
-        manifold = batch.manifold
-        factors = list(manifold.unpack_tensor(batch.x))
-        grad = _core(manifold, batch.grad)
-        factors[manifold.tree.root], state = self._stepped(
-            group, factors[manifold.tree.root], grad, batch.state
-        )
-        return [Update(p, y, s) for p, y, s in batch.split(manifold.pack_point(*factors), state)]
+        """Bases stay; the core moves, and the state remembers where the bases would go."""
+        manifold, x, grad = batch.manifold, batch.x, self._downhill(group, batch.grad)
+        if group.get("momentum", True):
+            grad = manifold.egrad2rgrad(x, grad, frame=manifold.damped_frame(x, _DAMPING))
+        else:
+            grad = manifold.radial(grad)
+        direction, state = self._inner(group, manifold, x, grad, batch.state)
+        y = x - group["lr"] * manifold.radial(direction)
+        return [Update(p, y_p, s_p) for p, y_p, s_p in batch.split(y, state)]
 
-    def _stepped(
-        self, group: Group, core: torch.Tensor, grad: torch.Tensor, state: State
+    @staticmethod
+    def _downhill(group: Group, grad: torch.Tensor) -> torch.Tensor:
+        """The gradient of what is minimised."""
+        return -grad if group["maximize"] else grad
+
+    def _inner(
+        self, group: Group, manifold: TreeManifold, x: torch.Tensor, rgrad: torch.Tensor, state: State
     ) -> tuple[torch.Tensor, State]:
-        """One step of the inner optimizer on a core."""
-        grad = -grad if group["maximize"] else grad
+        """Direction and new state of the inner optimizer, tangent vectors at ``x``."""
         if group["weight_decay"] and not self.decoupled_decay:
-            grad = grad.add(core, alpha=group["weight_decay"])
-        direction, state = self._direction(group, _FLAT, core, grad, state)
-        return core - group["lr"] * direction, state
+            rgrad = rgrad.add(manifold.radial(x), alpha=group["weight_decay"])
+        return self._direction(group, manifold, x, rgrad, state)
 
     def _augmented_step(
         self, group: Group, p: geoopt.ManifoldParameter, x: torch.Tensor, grad: torch.Tensor, state: State
@@ -252,52 +277,21 @@ class _CoreIntegration(RiemannianOptimizer):
         """The stepped tensor in the augmented bases, and the state in them."""
         home = p.manifold
         if self.integrator is Integrator.PARALLEL:
-            return self._parallel_step(group, home, x, grad, home.egrad2rgrad(x, grad), state)
-        wide, y, core_grad = self._augmented[id(p)]
-        state = self._transported(state, home, x, wide, y)
-        factors = list(wide.unpack_tensor(y))
-        factors[wide.tree.root], state = self._stepped(group, factors[wide.tree.root], core_grad, state)
-        return wide, wide.pack_point(*factors), state
-
-    def _parallel_step(
-        self,
-        group: Group,
-        home: TreeManifold,
-        x: torch.Tensor,
-        grad: torch.Tensor,
-        rgrad: torch.Tensor,
-        state: State,
-    ) -> tuple[TreeManifold, torch.Tensor, State]:
-        root, sign = home.tree.root, -1.0 if group["maximize"] else 1.0
-        core = home.unpack_tensor(x)[root]
-        new, stepped = self._stepped(group, core, _core(home, grad), state)
-        blocks = [-sign * group["lr"] * block for block in home.unpack_tensor(rgrad)]
-        blocks[root] = new - core
-        wide, y = home.extended(x, home.pack_point(*blocks))
-        return wide, y, self._transported(stepped, home, x, wide, y)
-
-    def _transported(
-        self,
-        state: State,
-        old: TreeManifold,
-        x: torch.Tensor,
-        new: TreeManifold,
-        y: torch.Tensor,
-        frame: Any = None,
-    ) -> State:
-        """The inner optimizer's state, which belongs to the core, in other bases."""
-        moved = dict(state)
-        for name in self._held(self.tangent_state, state):
-            moved[name] = old.carry_core(x, y, state[name], new)
-        for name in self._held(self.square_state, state):
-            moved[name] = old.carry_core(x, y, state[name], new, squares=True)
-        return moved
-
-    def _state_shape(self, parameter: torch.Tensor) -> tuple[int, ...]:
-        if not is_low_rank(parameter):
-            return super()._state_shape(parameter)
-        manifold = parameter.manifold
-        return (*parameter.shape[:-1], *manifold.factor_shapes[manifold.tree.root])
+            frame = home.frame(x)
+            rgrad = home.egrad2rgrad(x, self._downhill(group, grad), frame=frame)
+            direction, state = self._inner(group, home, x, rgrad, state)
+            wide, y = home.extended(x, -group["lr"] * direction, frame=frame)
+            return wide, y, self._transported(state, home, x, wide, y, frame)
+        item = self._augmented[id(p)]
+        wide, y, frame, core_grad = item.manifold, item.point, item.frame, item.core_grad
+        assert core_grad is not None
+        # What the augmented bases leave out of the gradient is for the memory of the inner optimizer.
+        blocks = list(wide.unpack_tensor(home.transp(x, y, item.rgrad, target=wide, frame=frame)))
+        blocks[wide.tree.root] = self._downhill(group, core_grad)
+        state = self._transported(state, home, x, wide, y, frame)
+        direction, state = self._inner(group, wide, y, wide.pack_point(*blocks), state)
+        z = y - group["lr"] * wide.radial(direction)
+        return wide, z, self._transported(state, wide, y, wide, z)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients and what was captured with them; see :class:`torch.optim.Optimizer`."""
@@ -311,27 +305,46 @@ class _CoreIntegration(RiemannianOptimizer):
             self._capture.close()
 
 
-def _core(manifold: TreeManifold, packed: torch.Tensor) -> torch.Tensor:
-    return manifold.unpack_tensor(packed)[manifold.tree.root]
+def _rescaled(wide: list[_Augmented], captured: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Captured gradients at the scale that those of the parameters have by now: unscaled, or clipped.
+
+    In the bases that were there before, the two are the same but for one factor for all parameters. Where all
+    of that vanishes beside the rest, the factor cannot be told and is one.
+    """
+    if not wide:
+        return captured
+    sums = torch.zeros(3, dtype=torch.float64)
+    for item, grad in zip(wide, captured, strict=True):
+        p, home = item.parameter, item.parameter.manifold
+        known = home.unpack_tensor(p.grad)[home.tree.root].double()
+        seen = item.manifold.carry_core(item.point, p.detach(), grad, home).double()
+        sums = sums.to(p.device) + torch.stack(
+            [(known * seen).sum(), seen.square().sum(), grad.double().square().sum()]
+        )
+    product, square, whole = sums.unbind()
+    visible = square > (1e3 * torch.finfo(captured[0].dtype).eps) ** 2 * whole
+    scale = torch.where(visible, product / square, 1.0)
+    return [scale.to(grad) * grad for grad in captured]
 
 
 class TDLRT(_CoreIntegration, RiemannianSGD):
     r"""Geometry-aware, rank-adaptive training in factorized form (TDLRT), with SGD on the core.
 
-    Every ``rank_adaptation.every`` steps the bases are augmented by the gradient, the core takes its
-    step in the augmented bases, and the result is truncated:
+    Every ``rank_adaptation.every`` steps the bases are augmented by the gradient (with momentum: by its
+    buffer), the core takes its step in the augmented bases, and the result is truncated:
 
     .. math::
 
         \hat U_v &= \operatorname{orth}[U_v \mid \nabla_{U_v} L], \qquad
         \tilde C = C \times_v \hat U_v^T U_v \\
-        \hat C &= \tilde C - \lambda \nabla_C L(\tilde C \times_v \hat U_v) \qquad
-        \text{(with momentum: its buffer in the same bases)} \\
+        \hat C &= \tilde C - \lambda \nabla_C L(\tilde C \times_v \hat U_v) \\
         (C^+, P_v) &= \text{HOSVD}_\tau(\hat C), \qquad U_v^+ = \hat U_v P_v .
 
     Before truncation this is ``W - lr P G`` with the orthogonal projection ``P`` on the augmented bases.
-    The steps between move the core alone. With ``core_steps=k`` the truncation waits until the core has taken
-    ``k`` steps in the augmented bases, in which the directions that prove useful grow: with the truncation
+    The steps between move the core alone; momentum, a tangent vector as in :class:`RiemannianSGD`, goes on
+    gathering the whole Riemannian gradient (in the damped metric), so that the bases move by what all steps
+    since the last time have seen, not by one mini-batch. With ``core_steps=k`` the truncation waits until the
+    core has taken ``k`` steps in the augmented bases, in which useful directions grow: with the truncation
     in the same step a new direction stays only if a single step makes it larger than the tolerance.
     After ``rank_adaptation.stop`` the bases still move, at the ranks they have.
 
@@ -341,7 +354,7 @@ class TDLRT(_CoreIntegration, RiemannianSGD):
     Parameters
     ----------
     params, lr, momentum, dampening, weight_decay, nesterov, maximize, foreach, stabilize, check_finite
-        As for :class:`RiemannianSGD`; momentum is kept for the core and rotated with the bases.
+        As for :class:`RiemannianSGD`.
     rank_adaptation : RankPolicy
         How ranks are adapted, and how often (``every``).
     integrator : Integrator or str
@@ -362,9 +375,10 @@ class TDLRT(_CoreIntegration, RiemannianSGD):
     Notes
     -----
     Complexity of an augmented step per parameter: QR with ``2 r`` columns of every basis, a core of ranks
-    ``2 r``, its SVDs; the steps between cost a few operations per entry of the core. ``"fused"`` keeps
-    input and output gradient of every low-rank module until the step and does not work with
-    ``GradScaler`` or inside a compiled graph.
+    ``2 r``, its SVDs; the steps between cost a few operations per entry of the core, with momentum also a
+    few products of ``n x r`` and ``r x r`` per basis. ``"fused"`` keeps input and output gradient of every
+    low-rank module until the step and does not work inside a compiled graph; captured gradients take the
+    scale of the parameters' (``GradScaler``, clipping of the norm of all).
 
     References
     ----------
@@ -401,7 +415,7 @@ class TDLRT(_CoreIntegration, RiemannianSGD):
 
 
 class TDLRTAdamW(_CoreIntegration, RiemannianAdamW):
-    """:class:`TDLRT` with AdamW on the core, its moments rotated with the bases.
+    """:class:`TDLRT` with AdamW in place of SGD, its moments those of :class:`RiemannianAdamW`.
 
     Parameters
     ----------

@@ -293,3 +293,68 @@ def test_closed_capture_keeps_nothing():
     optimizer.close()
     (net() - goal).sum().backward()
     assert not optimizer._capture._calls
+
+
+@pytest.mark.parametrize("cls", [TDLRT, TDLRTAdamW])
+def test_momentum_of_the_bases_is_kept(cls):
+    """What the bases have seen between two beats decides where they go, not the last gradient alone."""
+    manifold = TuckerManifold((8, 7, 6), 2)
+    net, goal = Tensor(manifold), target(manifold)
+    options = {"momentum": 0.9, "lr": 0.05} if cls is TDLRT else {"lr": 0.01}
+    optimizer = integrate("parallel", net, cls, rank_adaptation=RankAdaptation(0.0, every=4), **options)
+    run(optimizer, net, goal, 3)
+    x = net.weight.detach().clone()
+    memory = optimizer.state[net.weight]["momentum_buffer" if cls is TDLRT else "exp_avg"]
+    assert memory.shape == x.shape
+    assert all(block.abs().amax() > 0 for block in manifold.unpack_tensor(memory))
+    manifold._check_vector_on_tangent(x, memory)
+    net.weight.grad = torch.zeros_like(x)
+    optimizer.step()
+    assert net.weight.manifold.rank == (4, 4, 4)
+    moved = dense(net.weight) - manifold.to_dense(x)
+    along = manifold.tangent_to_dense(x, memory)
+    aligned = torch.nn.functional.cosine_similarity(moved.flatten(), -along.flatten(), dim=0)
+    assert aligned > (0.99 if cls is TDLRT else 0.7)  # Adam divides every coordinate by its own size
+
+
+@pytest.mark.parametrize("manifold", MANIFOLDS, ids=str)
+@pytest.mark.parametrize("scale", [2.0**-20, 1.0, 2.0**20])
+def test_captured_gradients_follow_the_scale_of_the_others(manifold, scale):
+    """As behind a GradScaler, whose scale the parameters' gradients have lost before the step."""
+    nets = []
+    for factor in (1.0, scale):
+        net, goal = Tensor(manifold), target(manifold)
+        optimizer = integrate("fused", net, lr=0.1, momentum=0.5)
+        for _ in range(3):
+            optimizer.zero_grad()
+            (factor * 0.5 * (net() - goal).square().sum()).backward()
+            for p in net.parameters():
+                p.grad /= factor
+            optimizer.step()
+        nets.append(net)
+    torch.testing.assert_close(dense(nets[0].weight), dense(nets[1].weight))
+
+
+def test_a_grad_scaler_and_clipping_go_with_captured_gradients():
+    nets, scaler = [network(), network()], torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for net in nets:
+        optimizer = integrate(
+            "fused", net, lr=0.05, momentum=0.9, rank_adaptation=RankAdaptation(0.1, every=2)
+        )
+        for step in range(5):
+            x = torch.randn(16, 2, 6, 6, dtype=torch.float64, generator=generator(step))
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(net(x), torch.arange(16) % 10)
+            if net is nets[0]:
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(net.parameters(), 0.1)
+                optimizer.step()
+            else:
+                scaler.scale(loss).backward()
+                scaler.unscale_(optimizer)
+                torch.nn.utils.clip_grad_norm_(net.parameters(), 0.1)
+                scaler.step(optimizer)
+                scaler.update()
+    for (name, a), b in zip(nets[0].named_parameters(), nets[1].parameters(), strict=True):
+        a, b = (dense(p) if hasattr(p, "manifold") else p.detach() for p in (a, b))
+        torch.testing.assert_close(a, b, msg=name)
