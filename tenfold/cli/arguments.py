@@ -95,6 +95,12 @@ def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="steps between rank decisions, 0 for never (default: 10)",
     )
     low_rank.add_argument(
+        "--adapt-start",
+        type=int,
+        metavar="STEPS",
+        help="steps at the start that keep the ranks (default: none)",
+    )
+    low_rank.add_argument(
         "--damping",
         type=float,
         help="of the steps between rank decisions, 0 for the exact geometry (default: 0.05)",

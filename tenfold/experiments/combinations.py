@@ -31,7 +31,8 @@ def optimizers_of(method: str) -> tuple[str, ...]:
 def choices_of(method: str, optimizer: str) -> frozenset[str]:
     """The fields of a run that only some methods have, for this method and optimizer.
 
-    Among ``rank``, ``compression``, ``decay``, ``factorize_all``, ``tau``, ``adapt_every`` and ``damping``.
+    Among ``rank``, ``compression``, ``decay``, ``factorize_all``, ``tau``, ``adapt_every``,
+    ``adapt_start`` and ``damping``.
     """
     if method == "dense":
         return frozenset()
@@ -39,9 +40,9 @@ def choices_of(method: str, optimizer: str) -> frozenset[str]:
     if not is_pruned(method):
         choices |= {"rank", "decay"}
     if method == "tucker":
-        choices |= (
-            {"tau", "adapt_every"} if moves_on_the_beat(optimizer) else {"tau", "adapt_every", "damping"}
-        )
+        choices |= {"tau", "adapt_every", "adapt_start"}
+        if not moves_on_the_beat(optimizer):
+            choices.add("damping")
     return frozenset(choices)
 
 

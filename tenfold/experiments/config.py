@@ -27,7 +27,7 @@ PLACE_FIELDS = ("data_dir", "device", "checkpoint_every")
 """Where a run takes place and is saved, not what it computes; a resumed run may change these alone."""
 
 _LOW_RANK_DEFAULTS: dict[str, Any] = {"rank": 0.5, "tau": 0.15, "adapt_every": 10, "damping": 0.05}
-_OF_SOME_METHODS = (*_LOW_RANK_DEFAULTS, "compression", "decay")
+_OF_SOME_METHODS = (*_LOW_RANK_DEFAULTS, "compression", "decay", "adapt_start")
 _LARGEST = sys.float_info.max
 _ADAPTIVE_LR = 0.005  # of the adaptive optimizers, whatever the data
 # Fields that runs of earlier versions do not have, with what they did.
@@ -35,6 +35,7 @@ _ADDED_LATER: dict[str, Any] = {
     "optimizer": "sgd",
     "compression": None,
     "decay": None,
+    "adapt_start": None,
     "on_nan": "raise",
     "checkpoint_every": None,
 }
@@ -82,6 +83,9 @@ class TrainConfig:
     adapt_every : int, optional
         Steps between two rank decisions; 0 keeps the ranks of the start. For ``"tucker"``; at least 1 for
         ``"tdlrt"`` and ``"tdlrt-adamw"``.
+    adapt_start : int, optional
+        At least 1: steps at the start that keep the ranks, for starts whose singular values say nothing yet.
+        For ``"tucker"`` with ranks that are adapted.
     damping : float, optional
         At least 0: how far the steps between rank decisions are damped in the directions of small singular
         values, so that they are made of matrix products only; 0 takes the exact geometry. For ``"tucker"``
@@ -133,6 +137,7 @@ class TrainConfig:
     decay: float | None = None
     tau: float | None = None
     adapt_every: int | None = None
+    adapt_start: int | None = None
     damping: float | None = None
     factorize_all: bool = False
     epochs: int = 10
@@ -246,6 +251,10 @@ class TrainConfig:
                     f"adapt_every must be at least 1 for the optimizer {self.optimizer!r}, which moves bases "
                     "in these steps only"
                 )
+        if self.adapt_start is not None:
+            _check_integer("adapt_start", self.adapt_start, 1)
+            if not self.adapt_every:
+                raise ValueError("adapt_start has no effect where adapt_every=0 keeps the ranks for good")
         if self.damping is not None and not (_is_number(self.damping) and self.damping >= 0):
             raise ValueError(f"damping must be a number, at least 0, not {brief(self.damping)}")
         if self.decay is not None and not (_is_number(self.decay) and self.decay >= 1):
@@ -271,10 +280,11 @@ class TrainConfig:
         return replace(self, method="dense", optimizer=optimizer, factorize_all=False, **nothing)
 
     def identity(self) -> dict[str, Any]:
-        """The fields that decide the result, ``on_nan`` only where it is not the default."""
+        """The fields that decide the result; the youngest of them only where they are not the default."""
         values = {name: value for name, value in asdict(self).items() if name not in PLACE_FIELDS}
-        if self.on_nan == "raise":
-            del values["on_nan"]  # runs of earlier versions keep their identity
+        for name in ("on_nan", "adapt_start"):
+            if values[name] == _ADDED_LATER[name]:
+                del values[name]  # runs of earlier versions keep their identity
         if self.on_nan == "rollback":
             values["checkpoint_every"] = self.checkpoint_every
         return values

@@ -82,7 +82,7 @@ def make_optimizer(config: TrainConfig, model: nn.Module, total_steps: int) -> t
     if moves_on_the_beat(config.optimizer):
         assert config.adapt_every is not None  # the configuration sees to it
         # The last interval keeps the ranks, so that the network does not end in augmented bases.
-        options["rank_adaptation"] = _rank_policy(config, max(0, total_steps - config.adapt_every))
+        options["rank_adaptation"] = _rank_policy(config, total_steps - config.adapt_every)
         options |= {"integrator": "fused", "model": model, "core_steps": config.adapt_every}
     else:
         options["rank_adaptation"] = _rank_policy(config)
@@ -134,7 +134,13 @@ def _rank_policy(config: TrainConfig, stop: int | None = None) -> RankPolicy | N
     """By the tolerance, or without one by the compression; none where ranks are not adapted."""
     if not config.adapt_every:
         return None
+    start = config.adapt_start or 0
+    beat: dict[str, Any] = {
+        "every": config.adapt_every,
+        "start": start,
+        "stop": None if stop is None else max(start, stop),
+    }
     if config.tau is not None:
-        return RankAdaptation(tol=config.tau, every=config.adapt_every, stop=stop)
+        return RankAdaptation(tol=config.tau, **beat)
     assert config.compression is not None  # one of the two decides
-    return BudgetAdaptation(compression=config.compression, every=config.adapt_every, stop=stop)
+    return BudgetAdaptation(compression=config.compression, **beat)

@@ -49,7 +49,7 @@ class RankPolicy(abc.ABC):
     every : int
         Decide in every ``every``-th step; the steps between keep their ranks and never synchronise.
     start : int
-        Number of steps before the first interval begins.
+        Number of steps before the first interval begins, in which ranks stay.
     stop : int or None
         Number of steps after which ranks stay fixed.
     multiple_of : int
@@ -99,11 +99,11 @@ class RankPolicy(abc.ABC):
 
     def due(self, step: int) -> bool:
         """Whether step number ``step``, counted from 1, decides on ranks."""
-        return self.on_beat(step) and (self.stop is None or step <= self.stop)
+        return self.on_beat(step) and step > self.start and (self.stop is None or step <= self.stop)
 
     def on_beat(self, step: int) -> bool:
-        """Whether step number ``step``, counted from 1, ends an interval, before ``stop`` or after it."""
-        return step > self.start and (step - self.start) % self.every == 0
+        """Whether step number ``step``, counted from 1, ends an interval, with or without a decision."""
+        return (step - self.start) % self.every == 0
 
     @abc.abstractmethod
     def wanted(

@@ -91,6 +91,9 @@ def test_nothing_is_silently_ignored_by_the_dense_method(given):
             {"optimizer": "tdlrt", "adapt_every": 0},
             "adapt_every must be at least 1 for the optimizer 'tdlrt'",
         ),
+        ({"adapt_every": 0, "adapt_start": 5}, "adapt_start has no effect where adapt_every=0"),
+        ({"adapt_start": 0}, "adapt_start must be at least 1"),
+        ({"method": "loose-cp", "adapt_start": 5}, "adapt_start has no effect on the method 'loose-cp'"),
         ({"rank": 0.5, "compression": 0.5}, "rank and compression both say how large the factors are"),
     ],
 )
@@ -112,8 +115,11 @@ def test_every_method_has_a_recipe_with_each_of_its_optimizers(method):
 
 
 def test_runs_of_earlier_versions_are_understood():
-    old = {k: v for k, v in TrainConfig().to_dict().items() if k not in ("optimizer", "compression", "decay")}
+    later = ("optimizer", "compression", "decay", "adapt_start", "on_nan", "checkpoint_every")
+    old = {k: v for k, v in TrainConfig().to_dict().items() if k not in later}
     assert TrainConfig.from_dict(old) == TrainConfig()
+    assert not {"adapt_start", "on_nan"} & set(TrainConfig().identity())  # which is what a sweep goes by
+    assert TrainConfig(adapt_start=5).identity()["adapt_start"] == 5
 
 
 def test_the_dense_twin_differs_in_the_weights_alone():

@@ -186,6 +186,20 @@ def test_core_steps_fit_into_the_interval(core_steps):
         integrate("two-pass", net, rank_adaptation=RankAdaptation(0.1, every=5), core_steps=core_steps)
 
 
+@pytest.mark.parametrize("core_steps", [1, 2])
+def test_the_bases_move_at_fixed_rank_before_the_first_decision(core_steps):
+    manifold, goal = MANIFOLDS[0], target(MANIFOLDS[0])
+    net = Tensor(manifold)
+    bases = manifold.unpack_tensor(net.weight.detach().clone())[1:]
+    policy = RankAdaptation(0.0, every=2, start=4)
+    optimizer = integrate("two-pass", net, lr=0.1, rank_adaptation=policy, core_steps=core_steps)
+    run(optimizer, net, goal, 4)
+    assert net.weight.manifold == manifold
+    assert not torch.allclose(manifold.unpack_tensor(net.weight.detach())[1], bases[0])
+    run(optimizer, net, goal, 3)
+    assert net.weight.manifold.rank > manifold.rank
+
+
 def test_final_phase_moves_the_bases_at_fixed_rank():
     manifold, goal = MANIFOLDS[0], target(MANIFOLDS[0])
     net = Tensor(manifold)
