@@ -102,7 +102,7 @@ def plot_robustness(path: Path, group: Sequence[Setting]) -> None:
     figure = Figure(figsize=size, dpi=DOTS_PER_INCH, layout="constrained")
     panels = figure.subplots(1, len(decays), squeeze=False, sharey=True).flatten()
     labels = dict.fromkeys(f"{setting.label}, {setting.size}" for setting in group)
-    colours = {label: matplotlib.colormaps["tab10"](i % 10) for i, label in enumerate(labels)}
+    colours = {label: matplotlib.colormaps["tab20"](i % 20) for i, label in enumerate(labels)}
     for panel, decay in zip(panels, decays, strict=True):
         for setting in group:
             if setting.decay == decay:

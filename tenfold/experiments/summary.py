@@ -37,12 +37,14 @@ class Setting:
 
     @property
     def label(self) -> str:
-        """How weights are stored and moved, and on manifolds whether ranks follow a tolerance or stay."""
+        """How weights are stored and moved, and on manifolds whether, and from when, ranks are adapted."""
         how = [self.config["method"], self.config["optimizer"]]
         if self._fixed:
             how.append("fixed ranks")
         elif self.config["tau"] is not None:
             how.append("by tolerance")
+        if self.config.get("adapt_start"):
+            how.append(f"from step {self.config['adapt_start']}")
         return ", ".join(how)
 
     @property

@@ -188,6 +188,19 @@ def test_tables_average_over_seeds(tmp_path):
     }
 
 
+def test_settings_are_told_apart_by_when_ranks_are_adapted():
+    from tenfold.experiments.summary import settings
+
+    results = [made_up(tau=0.1), made_up(tau=0.1, adapt_start=40), made_up(adapt_start=40)]
+    results += [made_up(tau=0.1, adapt_every=0)]
+    assert [setting.label for setting in settings(results)] == [
+        "tucker, sgd, by tolerance",
+        "tucker, sgd, by tolerance, from step 40",
+        "tucker, sgd, from step 40",
+        "tucker, sgd, fixed ranks",
+    ]
+
+
 def test_robustness_counts_steps_to_the_best_loose_run(tmp_path):
     results = [
         made_up(m, decay=d, model="lenet5", data="mnist")
