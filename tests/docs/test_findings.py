@@ -38,34 +38,46 @@ def test_every_row_names_a_source_that_is_there(cells):
 
 @pytest.fixture(scope="module")
 def losses():
-    """Mean final loss by method, optimizer, whether ranks are adapted, and decay."""
+    """Mean final loss by method, optimizer, step from which ranks are adapted (None: never), and decay."""
     found = defaultdict(list)
     for result in read_results(DECAY):
         if result.kind == "run" and result.final_loss is not None:
             c = result.config
-            found[c["method"], c["optimizer"], bool(c["adapt_every"]), c["decay"]].append(result.final_loss)
+            first = c.get("adapt_start", 0) if c["adapt_every"] else None
+            found[c["method"], c["optimizer"], first, c["decay"]].append(result.final_loss)
     return {key: f"{statistics.mean(values):.3f}" for key, values in found.items()}
 
 
 def test_losses_from_the_badly_conditioned_start(losses):
     sgd, adamw = "badly conditioned start (decay 10)", "the same, AdamW, final loss"
-    assert f": {losses['tucker', 'sgd', False, 10]}" in row(sgd)
-    assert f"Tucker {losses['loose-tucker', 'sgd', False, 10]} " in row(sgd, 2)
-    assert f"CP {losses['loose-cp', 'sgd', False, 10]}" in row(sgd, 2)
-    assert f": {losses['tucker', 'adamw', False, 10]}" in row(adamw)
-    assert f"Tucker {losses['loose-tucker', 'adamw', False, 10]}," in row(adamw, 2)
-    assert f"CP {losses['loose-cp', 'adamw', False, 10]}" in row(adamw, 2)
+    assert f": {losses['tucker', 'sgd', None, 10]}" in row(sgd)
+    assert f"Tucker {losses['loose-tucker', 'sgd', None, 10]} " in row(sgd, 2)
+    assert f"CP {losses['loose-cp', 'sgd', None, 10]}" in row(sgd, 2)
+    assert f": {losses['tucker', 'adamw', None, 10]}" in row(adamw)
+    assert f"Tucker {losses['loose-tucker', 'adamw', None, 10]}," in row(adamw, 2)
+    assert f"CP {losses['loose-cp', 'adamw', None, 10]}" in row(adamw, 2)
     adapted = row("ranks by tolerance")
-    assert f"SGD` {losses['tucker', 'sgd', True, 10]}," in adapted
-    assert f"TDLRT` {losses['tucker', 'tdlrt', True, 10]}" in adapted
+    assert f"SGD` {losses['tucker', 'sgd', 0, 10]}," in adapted
+    assert f"TDLRT` {losses['tucker', 'tdlrt', 0, 10]}" in adapted
+    late = "the same, ranks by tolerance from the middle"
+    assert f"SGD` {losses['tucker', 'sgd', 470, 10]} at" in row(late)
+    assert f"AdamW {losses['loose-tucker', 'adamw', None, 10]} at" in row(late, 2)
+    assert f"decay 10: {losses['tucker', 'muon', None, 10]}" in row("orthogonalised steps")
 
 
 def test_losses_from_the_well_conditioned_start(losses):
     plain = {key: loss for key, loss in losses.items() if key[3] is None}
     for column, geometry in ((1, True), (2, False)):
-        values = [loss for key, loss in plain.items() if (key[0] == "tucker") == geometry]
+        values = [
+            loss
+            for (method, optimizer, first, _), loss in plain.items()
+            if (method == "tucker") == geometry and optimizer in ("sgd", "adamw") and not first
+        ]
         assert f"{min(values)} to {max(values)}" in row("well conditioned start", column)
-    assert row("`TDLRT` by tolerance") == plain["tucker", "tdlrt", True, None]
+    assert row("`TDLRT` by tolerance") == plain["tucker", "tdlrt", 0, None]
+    assert f"ranks: {plain['tucker', 'muon', None, None]}," in row("orthogonalised steps")
+    loose = min(loss for key, loss in plain.items() if key[0] != "tucker")
+    assert f"factors {loose}," in row("orthogonalised steps", 2)
 
 
 def test_adapters():
