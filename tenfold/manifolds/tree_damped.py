@@ -115,7 +115,8 @@ def isometric(tree: TensorTree, tangent: Nodes, frame: DampedFrame, exact: Frame
     """
     out = list(tangent)
     for v, upper in exact.upper.items():
-        out[v] = unmatrix(matrix(tree, v, tangent[v]) @ frame.inverse[v].mT @ upper.mT, tangent[v])
+        change = frame.inverse[v].mT @ upper.mT
+        out[v] = unmatrix(matrix(tree, v, tangent[v]) @ change, tangent[v])
     return out
 
 
@@ -123,6 +124,6 @@ def coordinates(tree: TensorTree, tangent: Nodes, frame: DampedFrame, exact: Fra
     """Damped coordinates of a gradient from its isometric ones: ``D_v S_v^T L_v^{-T}``."""
     out = list(tangent)
     for v, inverse in frame.inverse.items():
-        columns = matrix(tree, v, tangent[v]) @ exact.upper[v]
-        out[v] = unmatrix(columns @ inverse, tangent[v])
+        change = exact.upper[v] @ inverse
+        out[v] = unmatrix(matrix(tree, v, tangent[v]) @ change, tangent[v])
     return out

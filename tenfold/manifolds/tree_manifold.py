@@ -11,7 +11,7 @@ import geoopt
 import torch
 from typing_extensions import Self
 
-from tenfold.linalg import LINALG_DTYPES, Orthonormalization, qr, solve_right_upper, svd, unfold
+from tenfold.linalg import LINALG_DTYPES, Orthonormalization, left_singular, qr, solve_right_upper, unfold
 from tenfold.manifolds import tree_calculus as calculus
 from tenfold.manifolds import tree_damped, tree_moved
 from tenfold.manifolds.base import LowRankManifold
@@ -639,7 +639,7 @@ class _TreeTruncation(Truncation):
         self._left: dict[int, torch.Tensor] = {}
         spectra: dict[int, torch.Tensor] = {}
         for v, factor in upper.items():
-            self._left[v], spectra[v], _ = svd(factor.mT)
+            self._left[v], spectra[v] = left_singular(factor.mT)
         self.singular_values = tuple(spectra[group[0]] for group in manifold.tree.ranks)
 
     @classmethod

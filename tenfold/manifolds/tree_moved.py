@@ -17,8 +17,8 @@ half as many as the unfolding has, and no longer.
 
 ``V_v`` comes from a QR decomposition of :math:`(I - U_v U_v^T) D_v`. Where that matrix has dependent
 columns, some columns of ``V_v`` are arbitrary and need not be perpendicular to ``U_v``. They are never met
-without ``R_v``, and :math:`V_v R_v` is perpendicular to rounding, so that the spectra are those in orthonormal
-bases. The nodes of the result are made orthonormal at the end.
+without ``R_v``, and :math:`V_v R_v` is perpendicular to rounding: the spectra are those in orthonormal bases.
+The nodes of the result are made orthonormal at the end.
 """
 
 from __future__ import annotations
