@@ -109,7 +109,8 @@ def cholesky(matrix: torch.Tensor) -> torch.Tensor:
     """
     _check(matrix, "cholesky")
     factor, failed = torch.linalg.cholesky_ex(matrix.detach())
-    return factor.masked_fill_((failed != 0)[..., None, None], torch.nan)
+    factor.diagonal(dim1=-2, dim2=-1).masked_fill_((failed != 0).unsqueeze(-1), torch.nan)
+    return factor
 
 
 def svd(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -248,7 +249,7 @@ def invert_upper(upper: torch.Tensor) -> torch.Tensor:
         Upper triangular, same shape.
     """
     eye = torch.eye(upper.shape[-1], dtype=upper.dtype, device=upper.device)
-    return torch.linalg.solve_triangular(upper, eye.expand_as(upper), upper=True)
+    return torch.linalg.solve_triangular(upper, eye.expand_as(upper), upper=True, left=False)
 
 
 def solve_right_upper(right: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:

@@ -280,8 +280,8 @@ class TreeManifold(LowRankManifold):
             ratios.append(r.diagonal(dim1=-2, dim2=-1).abs().amin(-1) / largest)
         return torch.stack([ratio.amin() for ratio in ratios]).amin()
 
-    def damped_frame(self, x: torch.Tensor, damping: float) -> DampedFrame:
-        return tree_damped.frame_of(self.tree, self.unpack_tensor(x.detach()), damping)
+    def damped_frame(self, x: torch.Tensor, damping: float, *, frame: Frame | None = None) -> DampedFrame:
+        return tree_damped.frame_of(self.tree, self.unpack_tensor(x.detach()), damping, frame)
 
     def undamped(
         self, x: torch.Tensor, u: torch.Tensor, damped: DampedFrame, *, frame: Frame | None = None

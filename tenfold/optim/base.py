@@ -177,7 +177,9 @@ class RiemannianOptimizer(CheckedOptimizer):
             y, state = self._carry(manifold, x, -group["lr"] * direction, state, {})
             return [Update(p, y_p, s_p) for p, y_p, s_p in batch.split(y, state)]
         damping = group["damping"]
-        frame = manifold.frame(x) if damping is None else manifold.damped_frame(x, damping)
+        exact = manifold.frame(x) if damping is None or adapt else None
+        known = {} if exact is None else {"frame": exact}
+        frame = exact if damping is None else manifold.damped_frame(x, damping, **known)
         estimate = manifold.gradient_conditioning(frame)
         if estimate is not None:
             conditioning.append(estimate)
@@ -191,8 +193,6 @@ class RiemannianOptimizer(CheckedOptimizer):
                 y, state = self._carry(manifold, x, step, state, {"frame": frame})
             return [Update(p, y_p, s_p, implied=implied) for p, y_p, s_p in batch.split(y, state)]
         (parameter,) = batch.members
-        exact = frame if damping is None else manifold.frame(x)
-        known = {} if exact is None else {"frame": exact}
         if damping is not None:
             isometric = manifold.undamped(x, direction, frame, **known)
             for name in self._held(self.tangent_state, state):
