@@ -177,6 +177,7 @@ def left_singular(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     In float32 they come from the eigenvalues of ``A A^T`` in float64. Products of two numbers in float32 are
     exact there, and the root of its rounding, ``1e-8`` times the largest singular value, is below that of
     float32: the result is at least as accurate as an SVD. In float64 it would not be, and an SVD is made.
+    Complexity: ``O(m^2 (m + n))``.
     """
     _check(matrix, "svd")
     if matrix.dtype == torch.float64:
