@@ -342,7 +342,7 @@ class LowRankManifold(geoopt.Manifold, metaclass=abc.ABCMeta):
         """
         return None
 
-    def damped_frame(self, x: torch.Tensor, damping: float) -> Any:
+    def damped_frame(self, x: torch.Tensor, damping: float, *, frame: Any = None) -> Any:
         """A cheaper frame, made of matrix products, in a damped metric.
 
         Passed as ``frame`` to :meth:`egrad2rgrad`, :meth:`retr` and :meth:`retr_transp` it replaces the
@@ -355,6 +355,8 @@ class LowRankManifold(geoopt.Manifold, metaclass=abc.ABCMeta):
             Point, shape ``(*batch, size)``.
         damping : float
             Relative to the mean squared singular value; 0 keeps the metric.
+        frame
+            What :meth:`frame` returned, if it is known; it makes this one cheaper.
 
         Raises
         ------

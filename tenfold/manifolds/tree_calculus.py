@@ -317,23 +317,26 @@ def transport(
     lifted: dict[int, torch.Tensor] = {}
     moved: dict[int, torch.Tensor] = {}
     for v in tree.bottomup:
+        if v == tree.root:
+            break
         lifted[v] = some(lift(tree, v, nodes[v], zero))
         moved[v] = some(lift(tree, v, tangent[v], zero, frame.env, one))
-        if v != tree.root:
-            basis = matrix(tree, v, target[v])
-            zero[v] = basis.mT @ matrix(tree, v, lifted[v])
-            one[v] = basis.mT @ matrix(tree, v, moved[v])
+        basis = matrix(tree, v, target[v])
+        zero[v] = basis.mT @ matrix(tree, v, lifted[v])
+        one[v] = basis.mT @ matrix(tree, v, moved[v])
     out = list(target)
-    out[tree.root] = moved[tree.root]
+    out[tree.root] = tangent[tree.root]
     # value[v] and slope[v]: the old surroundings of edge v, and their derivative, seen in the new ones.
     value: dict[int, torch.Tensor] = {}
     slope: dict[int, torch.Tensor] = {}
     for v in tree.topdown:
         node, order = tree.nodes[v], order_of(tree, v)
         if v != tree.root:
-            ambient = right(tree, v, lifted[v], slope[v]) + right(tree, v, moved[v], value[v])
-            columns = matrix(tree, v, ambient)
-            out[v] = unmatrix(perpendicular(matrix(tree, v, target[v]), columns), ambient)
+            old = matrix(tree, v, lifted[v]) @ slope[v]
+            ambient = add_product(old, matrix(tree, v, moved[v]), value[v])
+            inside = zero[v] @ slope[v] + one[v] @ value[v]
+            flat = add_product(ambient, matrix(tree, v, target[v]), inside, -1.0)
+            out[v] = unmatrix(flat, lifted[v])
         for axis, w in enumerate(node.children):
             surroundings = some(lift(tree, v, frame.env[w], zero, skip=w))
             change = some(lift(tree, v, tangent[v], zero, frame.env, one, skip=w))
@@ -342,9 +345,13 @@ def transport(
                 change = right(tree, v, change, value[v])
                 static = some(lift(tree, v, nodes[v], zero, skip=w))
                 change = change + right(tree, v, static, slope[v])
+            rows, change = unfold(surroundings, axis, order), unfold(change, axis, order)
+            if v == tree.root and axis == 0:
+                # The product rule along the axis that was left out completes the core.
+                sizes = tuple(target[v].shape[target[v].ndim - order :])
+                out[v] = fold(add_product(zero[w] @ change, one[w], rows), axis, sizes)
             new = unfold(target_frame.env[w], axis, order).mT
-            value[w] = unfold(surroundings, axis, order) @ new
-            slope[w] = unfold(change, axis, order) @ new
+            value[w], slope[w] = rows @ new, change @ new
     return out
 
 

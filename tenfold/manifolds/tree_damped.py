@@ -19,6 +19,7 @@ the damping takes the stiffness out of small singular values.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -55,31 +56,45 @@ class DampedFrame:
     inverse: dict[int, torch.Tensor]
 
 
-def frame_of(tree: TensorTree, nodes: Nodes, damping: float) -> DampedFrame:
+def frame_of(tree: TensorTree, nodes: Nodes, damping: float, exact: Frame | None = None) -> DampedFrame:
     """Damped Gram matrices of every edge, from the root downwards, and their Cholesky factors.
 
-    Complexity: ``r_v`` times the size of the parent per edge, and a Cholesky factor of ``r_v x r_v``.
+    Complexity: ``r_v`` times the size of the parent per edge, which an exact frame saves, and a Cholesky
+    factor of ``r_v x r_v``.
     """
     axes = tuple(range(-tree.nodes[tree.root].legs, 0))
     scale = nodes[tree.root].abs().amax(axes, keepdim=True)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     flat = scale.reshape(*scale.shape[: scale.ndim - tree.nodes[tree.root].legs], 1, 1)
-    gram: dict[int, torch.Tensor] = {}
     inverse: dict[int, torch.Tensor] = {}
-    for v in tree.topdown:
+    for w, gram in _grams(tree, nodes, scale) if exact is None else _known_grams(exact, flat):
+        diagonal = gram.diagonal(dim1=-2, dim2=-1)
+        # The second term keeps the factor of an exactly singular matrix finite at damping 0.
+        rank, limits = gram.shape[-1], torch.finfo(gram.dtype)
+        diagonal += (damping + 4 * limits.eps * rank) * diagonal.mean(-1, keepdim=True) + limits.tiny**0.5
+        inverse[w] = invert_upper(flat * cholesky(gram).mT)
+    return DampedFrame(inverse)
+
+
+def _grams(tree: TensorTree, nodes: Nodes, scale: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    """The Gram matrix of every edge in units of ``scale ** 2``, to be overwritten."""
+    grams: dict[int, torch.Tensor] = {}
+    for v in (v for v in tree.topdown if tree.nodes[v].children):
         order = order_of(tree, v)
         center = nodes[v] / scale if v == tree.root else nodes[v]
-        weighted = center if v == tree.root else right(tree, v, center, gram[v])
+        weighted = center if v == tree.root else right(tree, v, center, grams[v])
         for axis, w in enumerate(tree.nodes[v].children):
             rows = unfold(center, axis, order)
-            gram[w] = (rows if v == tree.root else unfold(weighted, axis, order)) @ rows.mT
-            damped = gram[w] if not tree.nodes[w].children else gram[w].clone()
-            diagonal = damped.diagonal(dim1=-2, dim2=-1)
-            # The second term keeps the factor of an exactly singular matrix finite at damping 0.
-            rank, limits = damped.shape[-1], torch.finfo(damped.dtype)
-            diagonal += (damping + 4 * limits.eps * rank) * diagonal.mean(-1, keepdim=True) + limits.tiny**0.5
-            inverse[w] = invert_upper(flat * cholesky(damped).mT)
-    return DampedFrame(inverse)
+            gram = (rows if v == tree.root else unfold(weighted, axis, order)) @ rows.mT
+            if tree.nodes[w].children:
+                grams[w] = gram.clone()
+            yield w, gram
+
+
+def _known_grams(exact: Frame, scale: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    for w, upper in exact.upper.items():
+        scaled = upper / scale
+        yield w, scaled.mT @ scaled
 
 
 def retract(
@@ -115,7 +130,8 @@ def isometric(tree: TensorTree, tangent: Nodes, frame: DampedFrame, exact: Frame
     """
     out = list(tangent)
     for v, upper in exact.upper.items():
-        out[v] = unmatrix(matrix(tree, v, tangent[v]) @ frame.inverse[v].mT @ upper.mT, tangent[v])
+        change = frame.inverse[v].mT @ upper.mT
+        out[v] = unmatrix(matrix(tree, v, tangent[v]) @ change, tangent[v])
     return out
 
 
@@ -123,6 +139,6 @@ def coordinates(tree: TensorTree, tangent: Nodes, frame: DampedFrame, exact: Fra
     """Damped coordinates of a gradient from its isometric ones: ``D_v S_v^T L_v^{-T}``."""
     out = list(tangent)
     for v, inverse in frame.inverse.items():
-        columns = matrix(tree, v, tangent[v]) @ exact.upper[v]
-        out[v] = unmatrix(columns @ inverse, tangent[v])
+        change = exact.upper[v] @ inverse
+        out[v] = unmatrix(matrix(tree, v, tangent[v]) @ change, tangent[v])
     return out

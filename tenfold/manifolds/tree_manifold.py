@@ -11,9 +11,9 @@ import geoopt
 import torch
 from typing_extensions import Self
 
-from tenfold.linalg import LINALG_DTYPES, Orthonormalization, qr, solve_right_upper, svd, unfold
+from tenfold.linalg import LINALG_DTYPES, Orthonormalization, left_singular, qr, solve_right_upper, unfold
 from tenfold.manifolds import tree_calculus as calculus
-from tenfold.manifolds import tree_damped
+from tenfold.manifolds import tree_damped, tree_moved
 from tenfold.manifolds.base import LowRankManifold
 from tenfold.manifolds.tree import TensorTree
 from tenfold.manifolds.tree_calculus import Frame
@@ -280,8 +280,8 @@ class TreeManifold(LowRankManifold):
             ratios.append(r.diagonal(dim1=-2, dim2=-1).abs().amin(-1) / largest)
         return torch.stack([ratio.amin() for ratio in ratios]).amin()
 
-    def damped_frame(self, x: torch.Tensor, damping: float) -> DampedFrame:
-        return tree_damped.frame_of(self.tree, self.unpack_tensor(x.detach()), damping)
+    def damped_frame(self, x: torch.Tensor, damping: float, *, frame: Frame | None = None) -> DampedFrame:
+        return tree_damped.frame_of(self.tree, self.unpack_tensor(x.detach()), damping, frame)
 
     def undamped(
         self, x: torch.Tensor, u: torch.Tensor, damped: DampedFrame, *, frame: Frame | None = None
@@ -466,11 +466,12 @@ class TreeManifold(LowRankManifold):
     def truncation(
         self, x: torch.Tensor, u: torch.Tensor | None = None, *, frame: Frame | None = None
     ) -> Truncation:
-        if u is not None:
-            wide, y = self.extended(x, u, frame=frame)
-            return _TreeTruncation(self, wide.unpack_tensor(y))
         nodes = self.unpack_tensor(x.detach())
-        return _TreeTruncation(self, nodes)
+        if u is None:
+            return _TreeTruncation.of_nodes(self, nodes)
+        tangent = self.unpack_tensor(u.detach())
+        sum = tree_moved.moved(self.tree, nodes, tangent, frame or self.frame(x))
+        return _TreeTruncation(self, sum.triangular_factors(), sum.project)
 
     def weighted_sum(self, *parts: tuple[float, TreeManifold, torch.Tensor]) -> Truncation:
         """The spectra of a weighted sum of tensors, ready to be truncated.
@@ -491,7 +492,7 @@ class TreeManifold(LowRankManifold):
             If a manifold has another format or shape.
         """
         nodes = [(scale, self._goal(other).unpack_tensor(x.detach())) for scale, other, x in parts]
-        return _TreeTruncation(self, weighted_sum(self.tree, nodes))
+        return _TreeTruncation.of_nodes(self, weighted_sum(self.tree, nodes))
 
     def augment(self, x: torch.Tensor, u: torch.Tensor) -> tuple[Self, torch.Tensor]:
         """The same tensor with room for a tangent vector: every basis extended by the directions of ``u``.
@@ -620,13 +621,25 @@ class _TreeTruncation(Truncation):
     value decomposition of tensors", 2010).
     """
 
-    def __init__(self, manifold: TreeManifold, nodes: Sequence[torch.Tensor]):
-        self._manifold, self._nodes = manifold, nodes
+    def __init__(
+        self,
+        manifold: TreeManifold,
+        upper: calculus.Maps,
+        project: Callable[[calculus.Maps], list[torch.Tensor]],
+    ):
+        self._manifold, self._project = manifold, project
         self._left: dict[int, torch.Tensor] = {}
         spectra: dict[int, torch.Tensor] = {}
-        for v, upper in calculus.triangular_factors(manifold.tree, nodes).items():
-            self._left[v], spectra[v], _ = svd(upper.mT)
+        for v, factor in upper.items():
+            self._left[v], spectra[v] = left_singular(factor.mT)
         self.singular_values = tuple(spectra[group[0]] for group in manifold.tree.ranks)
+
+    @classmethod
+    def of_nodes(cls, manifold: TreeManifold, nodes: Sequence[torch.Tensor]) -> _TreeTruncation:
+        """Of the tensor with the given orthonormal nodes."""
+        tree = manifold.tree
+        upper = calculus.triangular_factors(tree, nodes)
+        return cls(manifold, upper, lambda bases: calculus.project(tree, nodes, bases))
 
     def to(self, rank: int | Sequence[int]) -> tuple[TreeManifold, torch.Tensor]:
         manifold, tree = self._manifold, self._manifold.tree
@@ -637,13 +650,11 @@ class _TreeTruncation(Truncation):
         ):
             raise ValueError(f"cannot truncate {manifold.name} ranks {available} to {wanted}")
         by_edge = tree.edge_ranks(wanted)
-        nodes = calculus.project(
-            tree, self._nodes, {v: left[..., : by_edge[v]] for v, left in self._left.items()}
-        )
+        nodes = self._project({v: left[..., : by_edge[v]] for v, left in self._left.items()})
         feasible = tree.clip(manifold.shape, wanted)
         if feasible != wanted:
             # The product of the other ranks bounds the true rank, so this second cut loses nothing.
-            return _TreeTruncation(manifold, nodes).to(feasible)
+            return _TreeTruncation.of_nodes(manifold, nodes).to(feasible)
         smaller = manifold.with_rank(wanted)
         return smaller, smaller.pack_point(*nodes)
 

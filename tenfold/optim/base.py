@@ -177,13 +177,15 @@ class RiemannianOptimizer(CheckedOptimizer):
             y, state = self._carry(manifold, x, -group["lr"] * direction, state, {})
             return [Update(p, y_p, s_p) for p, y_p, s_p in batch.split(y, state)]
         damping = group["damping"]
-        frame = manifold.frame(x) if damping is None else manifold.damped_frame(x, damping)
+        exact = manifold.frame(x) if damping is None or adapt else None
+        known = {} if exact is None else {"frame": exact}
+        frame = exact if damping is None else manifold.damped_frame(x, damping, **known)
         estimate = manifold.gradient_conditioning(frame)
         if estimate is not None:
             conditioning.append(estimate)
         direction, state = self._tangent_direction(group, manifold, x, grad, decay, frame, batch.state)
-        step = -group["lr"] * direction
         if not adapt:
+            step = -group["lr"] * direction
             implied = self.tangent_state if damping is not None and self.linear_direction else ()
             if damping is not None:
                 y = manifold.retr(x, step, frame=frame)
@@ -191,13 +193,15 @@ class RiemannianOptimizer(CheckedOptimizer):
                 y, state = self._carry(manifold, x, step, state, {"frame": frame})
             return [Update(p, y_p, s_p, implied=implied) for p, y_p, s_p in batch.split(y, state)]
         (parameter,) = batch.members
-        exact = frame if damping is None else manifold.frame(x)
-        known = {} if exact is None else {"frame": exact}
         if damping is not None:
-            step = manifold.undamped(x, step, frame, **known)
+            isometric = manifold.undamped(x, direction, frame, **known)
             for name in self._held(self.tangent_state, state):
-                state[name] = manifold.undamped(x, state[name], frame, **known)
-        if group["check_finite"] and not torch.isfinite(step).all():
+                same = state[name] is direction
+                state[name] = isometric if same else manifold.undamped(x, state[name], frame, **known)
+            direction = isometric
+        step = -group["lr"] * direction
+        # The sum is several times faster than a look at every number, and seldom deceived.
+        if group["check_finite"] and not torch.isfinite(_magnitude([step])) and not step.isfinite().all():
             raise NonFiniteError(f"the step of {self._name(parameter)} overflows; nothing was changed")
         return [Adapting(parameter, manifold.truncation(x, step, **known), state, manifold, x, exact)]
 

@@ -73,8 +73,8 @@ class RiemannianSGD(RiemannianOptimizer):
     Notes
     -----
     Complexity per low-rank parameter and step: QR of every factor and of every unfolding of the core,
-    and mode products with the core; no array larger than the factors. A step that adapts ranks works on
-    a core of twice the ranks and synchronises once per parameter.
+    and mode products with the core; no array larger than the factors. A step that adapts ranks decomposes
+    matrices of twice the ranks and synchronises once per parameter.
 
     References
     ----------

@@ -6,7 +6,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tenfold.linalg import LINALG_DTYPES, qr, rounding_floor, solve_right_upper, svd, triangular_factor
+from tenfold.linalg import (
+    LINALG_DTYPES,
+    left_singular,
+    qr,
+    rounding_floor,
+    solve_right_upper,
+    svd,
+    triangular_factor,
+)
 from tenfold.linalg import decompositions as module
 from tenfold.manifolds import TuckerManifold
 
@@ -106,6 +114,50 @@ def test_svd_of_equal_and_zero_singular_values():
         assert orthonormality(u) <= rounding_floor(torch.float64, 4)
 
 
+@pytest.mark.parametrize("dtype", LINALG_DTYPES, ids=str)
+@pytest.mark.parametrize("batch", BATCHES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_left_singular_vectors_are_those_of_the_svd(shape, batch, dtype):
+    a = random((*batch, *shape), dtype)
+    u, s = left_singular(a)
+    want_u, want_s, _ = svd(a.double())
+    tol = rounding_floor(dtype, max(shape))
+    assert u.dtype == s.dtype == dtype
+    torch.testing.assert_close(s.double(), want_s, rtol=0, atol=tol * want_s.max().item())
+    torch.testing.assert_close(u.double(), want_u, rtol=0, atol=100 * tol)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-38, 1e-20, 1.0, 1e20, 1e37])
+@pytest.mark.parametrize("condition", [1.0, 1e4, 1e8, 1e12])
+def test_left_singular_vectors_in_single_precision_are_as_accurate_as_by_svd(condition, scale):
+    eps = torch.finfo(torch.float32).eps
+    for seed in range(5):
+        a = scale * graded(24, 24, condition, torch.float32, seed)
+        u, s = left_singular(a)
+        want = torch.linalg.svdvals(a.double())
+        assert (s.double() - want).abs().max() <= 2 * eps * want[0] + 1e-44
+        assert orthonormality(u) <= 8 * eps
+        rest = a.double() - u.double() @ (u.double().mT @ a.double())
+        assert rest.norm() <= 8 * eps * a.double().norm()
+        assert (s.diff() <= 0).all()
+
+
+def test_left_singular_vectors_fall_back_to_the_svd(monkeypatch):
+    a = random((4, 3), torch.float32)
+    want = left_singular(a)
+
+    def fails(*args, **kwargs):
+        raise torch.linalg.LinAlgError("did not converge")
+
+    monkeypatch.setattr(module.torch.linalg, "eigh", fails)
+    for got, expected in zip(left_singular(a), want, strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    monkeypatch.setattr(module.torch.linalg, "svd", fails)
+    for bad in (torch.nan, torch.inf):
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            left_singular(torch.full((3, 3), bad))
+
+
 @pytest.mark.parametrize("batch", BATCHES, ids=str)
 def test_svd_falls_back_when_the_driver_does_not_converge(monkeypatch, batch):
     a = random((*batch, 4, 3), torch.float32)
@@ -152,7 +204,7 @@ def test_truncation_survives_a_driver_that_fails(monkeypatch):
     torch.testing.assert_close(got[0].to_dense(got[1]), want[0].to_dense(want[1]))
 
 
-@pytest.mark.parametrize("decompose", [qr, svd], ids=["qr", "svd"])
+@pytest.mark.parametrize("decompose", [qr, svd, left_singular], ids=["qr", "svd", "left_singular"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64])
 def test_other_types_are_refused(decompose, dtype):
     with pytest.raises(TypeError, match=f"needs a float32 or float64 matrix, got {dtype}"):
@@ -161,7 +213,7 @@ def test_other_types_are_refused(decompose, dtype):
 
 def test_decompositions_are_never_differentiated_through():
     a = random((4, 3)).requires_grad_()
-    assert not any(part.requires_grad for part in (*qr(a), *svd(a)))
+    assert not any(part.requires_grad for part in (*qr(a), *svd(a), *left_singular(a)))
 
 
 @pytest.mark.parametrize("batch", BATCHES, ids=str)

@@ -50,6 +50,20 @@ def test_undamped_products_are_a_first_order_retraction_of_the_exact_gradient(ma
     assert math.log10(errors[0] / errors[1]) == pytest.approx(2.0, abs=0.1)
 
 
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+@pytest.mark.parametrize("manifold", MANIFOLDS, ids=str)
+def test_a_known_exact_frame_changes_nothing_in_the_damped_one(manifold, scale):
+    x = parameter(manifold).detach()
+    nodes = list(manifold.unpack_tensor(x))
+    nodes[manifold.tree.root] = scale * nodes[manifold.tree.root]
+    for batch in (manifold.pack_point(*nodes), manifold.pack_point(*nodes).expand(2, -1)):
+        want = manifold.damped_frame(batch, 0.1).inverse
+        got = manifold.damped_frame(batch, 0.1, frame=manifold.frame(batch)).inverse
+        assert want.keys() == got.keys()
+        for v, inverse in want.items():
+            torch.testing.assert_close(got[v] * scale, inverse * scale, rtol=1e-10, atol=1e-10)
+
+
 def distance_gradient(manifold, x):
     p = geoopt.ManifoldParameter(x.clone(), manifold=manifold)
     distance(p, target(manifold)).backward()
