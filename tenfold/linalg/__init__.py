@@ -7,7 +7,6 @@ from tenfold.linalg.decompositions import (
     left_singular,
     qr,
     solve_right_upper,
-    solve_upper,
     svd,
     triangular_factor,
 )
@@ -32,7 +31,6 @@ __all__ = [
     "qr",
     "rounding_floor",
     "solve_right_upper",
-    "solve_upper",
     "svd",
     "triangular_factor",
     "unfold",

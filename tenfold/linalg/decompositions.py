@@ -17,7 +17,6 @@ __all__ = [
     "left_singular",
     "qr",
     "solve_right_upper",
-    "solve_upper",
     "svd",
     "triangular_factor",
 ]
@@ -218,24 +217,6 @@ def _svd_gesvd(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.
     )
 
 
-def solve_upper(right: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:
-    """Solve ``X @ upper = right`` for a well-conditioned upper triangular matrix.
-
-    Parameters
-    ----------
-    right : torch.Tensor
-        Shape ``(*batch, m, n)``.
-    upper : torch.Tensor
-        Upper triangular, shape ``(*batch, n, n)``.
-
-    Returns
-    -------
-    torch.Tensor
-        Shape ``(*batch, m, n)``.
-    """
-    return torch.linalg.solve_triangular(upper, right, upper=True, left=False)
-
-
 def invert_upper(upper: torch.Tensor) -> torch.Tensor:
     """Inverse of a well-conditioned upper triangular matrix.
 
@@ -279,4 +260,4 @@ def solve_right_upper(right: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:
     diagonal = scaled.diagonal(dim1=-2, dim2=-1)
     floored = diagonal.clamp(min=torch.finfo(upper.dtype).eps)
     scaled = scaled + torch.diag_embed(floored - diagonal)
-    return solve_upper(right / scale, scaled)
+    return torch.linalg.solve_triangular(scaled, right / scale, upper=True, left=False)
