@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,8 +12,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from tenfold.manifolds import TuckerManifold
 from tenfold.nn.formats import Format, RankLike
 from tenfold.nn.layer import LowRankLayer
+from tenfold.nn.normalization import fits, normalized, update_running
 from tenfold.nn.stages import Stage, kernel_manifold, stages
 
 __all__ = ["Convolution"]
@@ -86,6 +89,24 @@ class Convolution(LowRankLayer):
         """Number of spatial axes."""
         return len(self.kernel_size)
 
+    @property
+    def norm(self) -> nn.Module | None:
+        """The normalisation that belongs to the layer; see :func:`~tenfold.nn.fuse_normalization`."""
+        return self._modules.get("norm")
+
+    def normalizes(self, norm: nn.Module) -> bool:
+        """Whether the last convolution can do the work of a normalisation: it has to be a pointwise one."""
+        pointwise = not isinstance(self.manifold, TuckerManifold) or self.channels[0] in self.manifold.modes
+        return pointwise and fits(norm, self.spatial, self.out_channels)
+
+    def to_dense(self) -> nn.Module:
+        if self.norm is not None:
+            raise ValueError(
+                "the layer normalises its output, which its dense counterpart does not: call "
+                "tenfold.nn.fuse_normalization(model, enabled=False) before"
+            )
+        return super().to_dense()
+
     def stages(self) -> list[Stage]:
         """The convolutions that the layer does, first to last; differentiable."""
         return stages(self.manifold, self.weight, self.layout.weight, self.channels)
@@ -95,18 +116,35 @@ class Convolution(LowRankLayer):
         return self._through_stages(self._convolve, input)
 
     def _through_stages(self, apply: Callable[..., torch.Tensor], input: torch.Tensor) -> torch.Tensor:
-        """``apply(input, stage, bias)`` stage by stage, the bias with the last."""
+        """``apply(input, stage, bias)`` stage by stage, the bias with the last, and the normalisation."""
+        norm = self.norm
+        if norm is None or not (self.normalizes(norm) and input.ndim == self.spatial + 2):
+            output: torch.Tensor = self._kept_or_repeated(partial(self._run, apply), input)
+            return output if norm is None else norm(output)
+        output, moments = self._kept_or_repeated(partial(self._run_normalized, apply, norm), input)
+        if moments is not None:
+            update_running(norm, moments, output.numel() // self.out_channels)
+        return output
 
-        def run(input: torch.Tensor) -> torch.Tensor:
-            *chain, last = self.stages()
-            for stage in chain:
-                input = apply(input, stage, None)
-            return apply(input, last, self.bias)
-
+    def _kept_or_repeated(self, run: Callable[[torch.Tensor], Any], input: torch.Tensor) -> Any:
         if not (self.recompute and torch.is_grad_enabled()):
             return run(input)
-        output: torch.Tensor = checkpoint(run, input, use_reentrant=False, preserve_rng_state=False)
-        return output
+        return checkpoint(run, input, use_reentrant=False, preserve_rng_state=False)
+
+    def _run(self, apply: Callable[..., torch.Tensor], input: torch.Tensor) -> torch.Tensor:
+        *chain, last = self.stages()
+        for stage in chain:
+            input = apply(input, stage, None)
+        return apply(input, last, self.bias)
+
+    def _run_normalized(
+        self, apply: Callable[..., torch.Tensor], norm: nn.Module, input: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        *chain, last = self.stages()
+        for stage in chain:
+            input = apply(input, stage, None)
+        kernel, bias, moments = normalized(norm, last.kernel, self.bias, input)
+        return apply(input, Stage(kernel, last.axes), bias), moments
 
     def _convolve(self, input: torch.Tensor, stage: Stage, bias: torch.Tensor | None) -> torch.Tensor:
         convolve = (F.conv1d, F.conv2d, F.conv3d)[self.spatial - 1]
