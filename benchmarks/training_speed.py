@@ -35,7 +35,7 @@ from tenfold.optim import RankAdaptation, RiemannianSGD
 sys.path.insert(0, str(Path(__file__).parent))
 from optimizer_step import loosen
 
-SIDES = ("dense", "tucker", "tucker, recomputed", "loose")
+SIDES = ("dense", "tucker", "tucker, recomputed", "tucker, fused", "tucker, fused, recomputed", "loose")
 FORMATS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
 ROUND = 10  # steps; one of them decides on ranks
 
@@ -67,6 +67,8 @@ def side(options: argparse.Namespace) -> dict[str, float]:
     convolutions = Compression.of(model).convolutions
     if options.side == "loose":
         model = loosen(model)
+    if "fused" in options.side:
+        tenfold.nn.fuse_normalization(model)
     if "recomputed" in options.side:
         tenfold.nn.recompute_activations(model)
     memory_format = FORMATS[options.format]

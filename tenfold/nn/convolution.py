@@ -20,6 +20,8 @@ from tenfold.nn.stages import Stage, kernel_manifold, stages
 
 __all__ = ["Convolution"]
 
+_PARTS = ("norm", "activation", "pooling")
+
 
 class Convolution(LowRankLayer):
     """Base of the convolutions, whose kernel ``[out, in, *window]`` is a low-rank tensor.
@@ -90,9 +92,13 @@ class Convolution(LowRankLayer):
         return len(self.kernel_size)
 
     @property
-    def norm(self) -> nn.Module | None:
-        """The normalisation that belongs to the layer; see :func:`~tenfold.nn.fuse_normalization`."""
-        return self._modules.get("norm")
+    def parts(self) -> dict[str, nn.Module]:
+        """Modules that followed the layer and now belong to it: a norm, an activation, a pooling, in order.
+
+        See :func:`~tenfold.nn.fuse_normalization` and :func:`~tenfold.nn.recompute_activations`.
+        """
+        found = ((name, self._modules.get(name)) for name in _PARTS)
+        return {name: module for name, module in found if module is not None}
 
     def normalizes(self, norm: nn.Module) -> bool:
         """Whether the last convolution can do the work of a normalisation: it has to be a pointwise one."""
@@ -100,9 +106,9 @@ class Convolution(LowRankLayer):
         return pointwise and fits(norm, self.spatial, self.out_channels)
 
     def to_dense(self) -> nn.Module:
-        if self.norm is not None:
+        if self.parts:
             raise ValueError(
-                "the layer normalises its output, which its dense counterpart does not: call "
+                f"the layer has taken in {', '.join(self.parts)}, which its dense counterpart cannot: call "
                 "tenfold.nn.fuse_normalization(model, enabled=False) before"
             )
         return super().to_dense()
@@ -116,35 +122,47 @@ class Convolution(LowRankLayer):
         return self._through_stages(self._convolve, input)
 
     def _through_stages(self, apply: Callable[..., torch.Tensor], input: torch.Tensor) -> torch.Tensor:
-        """``apply(input, stage, bias)`` stage by stage, the bias with the last, and the normalisation."""
-        norm = self.norm
-        if norm is None or not (self.normalizes(norm) and input.ndim == self.spatial + 2):
-            output: torch.Tensor = self._kept_or_repeated(partial(self._run, apply), input)
-            return output if norm is None else norm(output)
-        output, moments = self._kept_or_repeated(partial(self._run_normalized, apply, norm), input)
+        """``apply(input, stage, bias)`` stage by stage, the bias with the last, and what was moved in."""
+        parts = self.parts
+        norm = parts.pop("norm", None)
+        tail = list(parts.values())
+        if norm is not None and not (self.normalizes(norm) and input.ndim == self.spatial + 2):
+            output = norm(self._kept_or_repeated(partial(self._run, apply, None, []), input)[0])
+            for module in tail:
+                output = module(output)
+            return output
+        output, moments = self._kept_or_repeated(partial(self._run, apply, norm, tail), input)
         if moments is not None:
-            update_running(norm, moments, output.numel() // self.out_channels)
+            update_running(norm, moments)
         return output
 
-    def _kept_or_repeated(self, run: Callable[[torch.Tensor], Any], input: torch.Tensor) -> Any:
+    def _kept_or_repeated(
+        self, run: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]], input: torch.Tensor
+    ) -> Any:
         if not (self.recompute and torch.is_grad_enabled()):
             return run(input)
         return checkpoint(run, input, use_reentrant=False, preserve_rng_state=False)
 
-    def _run(self, apply: Callable[..., torch.Tensor], input: torch.Tensor) -> torch.Tensor:
-        *chain, last = self.stages()
-        for stage in chain:
-            input = apply(input, stage, None)
-        return apply(input, last, self.bias)
-
-    def _run_normalized(
-        self, apply: Callable[..., torch.Tensor], norm: nn.Module, input: torch.Tensor
+    def _run(
+        self,
+        apply: Callable[..., torch.Tensor],
+        norm: nn.Module | None,
+        tail: Sequence[Any],
+        input: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The output, and the moments that the normalisation has found."""
         *chain, last = self.stages()
         for stage in chain:
             input = apply(input, stage, None)
-        kernel, bias, moments = normalized(norm, last.kernel, self.bias, input)
-        return apply(input, Stage(kernel, last.axes), bias), moments
+        bias: torch.Tensor | None = self.bias
+        moments = None
+        if norm is not None:
+            kernel, bias, moments = normalized(norm, last.kernel, bias, input)
+            last = Stage(kernel, last.axes)
+        output = apply(input, last, bias)
+        for module in tail:
+            output = module(output)
+        return output, moments
 
     def _convolve(self, input: torch.Tensor, stage: Stage, bias: torch.Tensor | None) -> torch.Tensor:
         convolve = (F.conv1d, F.conv2d, F.conv3d)[self.spatial - 1]

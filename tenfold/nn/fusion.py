@@ -11,9 +11,9 @@ from torch import fx, nn
 from tenfold.nn.convolution import Convolution
 from tenfold.nn.layer import LowRankLayer
 
-__all__ = ["fuse_normalization"]
+__all__ = ["followers", "fuse_normalization", "move", "move_back"]
 
-_RECORD = "_fused_normalizations"
+_RECORD = "_moved_modules"
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -36,7 +36,7 @@ def fuse_normalization(model: nn.Module, enabled: bool = True) -> int:
         without data. Where that fails, as for a method that depends on data, the modules inside are tried
         alone.
     enabled : bool
-        False moves the normalisations back.
+        False moves the normalisations back, and what :func:`~tenfold.nn.recompute_activations` moved.
 
     Returns
     -------
@@ -63,41 +63,66 @@ def fuse_normalization(model: nn.Module, enabled: bool = True) -> int:
     >>> names = list(model.state_dict())
     >>> tenfold.nn.fuse_normalization(model)
     1
-    >>> model[0].norm
+    >>> model[0].parts["norm"]
     BatchNorm2d(16, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
     >>> set(model.state_dict()) == set(names)
     True
     """
     if not enabled:
-        return sum(_move_back(module) for module in model.modules())
-    names = {module: name for name, module in model.named_modules()}
-    pairs = _pairs(model)
+        count = move_back(model, "norm")
+        for slot in ("activation", "pooling"):  # which come after it
+            move_back(model, slot)
+        return count
+    pairs = [
+        (conv, chain[0])
+        for conv, chain in followers(model)
+        if chain and not conv.parts and conv.normalizes(chain[0])
+    ]
     for conv, norm in pairs:
-        _move(model, names[conv], names[norm])
+        move(model, norm, conv, "norm")
     return len(pairs)
 
 
-def _pairs(model: nn.Module) -> list[tuple[Convolution, nn.Module]]:
-    """Convolutions and the normalisations that follow nothing but them, wherever they are called."""
+def followers(model: nn.Module) -> Iterator[tuple[Convolution, list[nn.Module]]]:
+    """Low-rank convolutions, and the modules that are applied to nothing but their output, in order.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Any model.
+
+    Yields
+    ------
+    conv : Convolution
+        Without hooks, and known by one name.
+    modules : list of torch.nn.Module
+        What follows, each the only user of what is before it; all without hooks and known by one name.
+        ``torch.nn.Identity`` is left out.
+    """
     after: dict[nn.Module, set[nn.Module | None]] = {}
     before: dict[nn.Module, set[nn.Module | None]] = {}
     for root, graph in _graphs(model, set()):
         called = {node: root.get_submodule(node.target) for node in graph.nodes if node.op == "call_module"}
         for node, module in called.items():
-            users = {called.get(user) if len(user.all_input_nodes) == 1 else None for user in node.users}
+            users = {called.get(user) for user in node.users}
             after.setdefault(module, set()).update(users or {None})
             before.setdefault(module, set()).update(called.get(source) for source in node.all_input_nodes)
     places = Counter(module for _, module in model.named_modules(remove_duplicate=False))
-    pairs: list[tuple[Convolution, nn.Module]] = []
-    for conv, users in after.items():
-        (norm, *others) = users
-        if norm is None or others or not isinstance(conv, Convolution) or conv.norm is not None:
-            continue
-        alone = before[norm] == {conv} and places[conv] == places[norm] == 1
-        hooked = any(getattr(module, name) for module in (conv, norm) for name in _HOOKS)
-        if alone and not hooked and conv.normalizes(norm):
-            pairs.append((conv, norm))
-    return pairs
+
+    def plain(module: nn.Module) -> bool:
+        return places[module] == 1 and not any(getattr(module, name) for name in _HOOKS)
+
+    for conv in after:
+        if isinstance(conv, Convolution) and plain(conv):
+            chain: list[nn.Module] = [conv]
+            while len(after[chain[-1]]) == 1:
+                (following,) = after[chain[-1]]
+                if following is None or following in chain or not plain(following):
+                    break
+                if before[following] != {chain[-1]}:
+                    break
+                chain.append(following)
+            yield conv, [module for module in chain[1:] if type(module) is not nn.Identity]
 
 
 class _Tracer(fx.Tracer):
@@ -120,40 +145,69 @@ def _graphs(module: nn.Module, seen: set[nn.Module]) -> Iterator[tuple[nn.Module
         yield module, graph
 
 
-def _move(model: nn.Module, conv: str, norm: str) -> None:
-    """Move one normalisation, and let the module above both keep its names."""
+def move(model: nn.Module, module: nn.Module, conv: Convolution, slot: str) -> None:
+    """Make a module a part of a convolution; the module above both keeps the names in its state.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Where both are.
+    module : torch.nn.Module
+        One that follows the convolution; ``torch.nn.Identity`` takes its place.
+    conv : Convolution
+        The convolution.
+    slot : str
+        Its name there.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    old, new = names[module].split("."), [*names[conv].split("."), slot]
     shared = 0
-    while conv.split(".")[shared] == norm.split(".")[shared]:
+    while old[shared] == new[shared]:
         shared += 1
-    above = model.get_submodule(".".join(conv.split(".")[:shared]))
-    conv, norm = (".".join(name.split(".")[shared:]) for name in (conv, norm))
-    owner, _, name = norm.rpartition(".")
-    above.get_submodule(conv)._modules["norm"] = above.get_submodule(norm)
-    above.get_submodule(owner)._modules[name] = nn.Identity()
-    above.__dict__.setdefault(_RECORD, {})[norm] = conv
+    above = model.get_submodule(".".join(old[:shared]))
+    conv._modules[slot] = module
+    model.get_submodule(".".join(old[:-1]))._modules[old[-1]] = nn.Identity()
+    above.__dict__.setdefault(_RECORD, {})[".".join(old[shared:])] = ".".join(new[shared:])
     if _save_old_names not in above._state_dict_hooks.values():
         above.register_state_dict_post_hook(_save_old_names)
         above.register_load_state_dict_pre_hook(_load_old_names)
 
 
-def _move_back(above: nn.Module) -> int:
-    record = above.__dict__.pop(_RECORD, {})
+def move_back(model: nn.Module, slot: str) -> int:
+    """Undo :func:`move` for all modules of one slot.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The model.
+    slot : str
+        As in :func:`move`.
+
+    Returns
+    -------
+    int
+        Number of modules moved.
+    """
     count = 0
-    for norm, name in record.items():
-        conv = dict(above.named_modules()).get(name)
-        if isinstance(conv, Convolution) and conv.norm is not None:
-            owner, _, last = norm.rpartition(".")
-            above.get_submodule(owner)._modules[last] = conv._modules.pop("norm")
-            count += 1
+    for above in model.modules():
+        modules, record = dict(above.named_modules()), above.__dict__.get(_RECORD, {})
+        for old, new in list(record.items()):
+            conv, _, name = new.rpartition(".")
+            if name != slot:
+                continue
+            del record[old]
+            if new in modules and isinstance(modules[conv], Convolution):
+                owner, _, last = old.rpartition(".")
+                modules[owner]._modules[last] = modules[conv]._modules.pop(slot)
+                count += 1
     return count
 
 
 def _renamed(module: nn.Module, state: dict[str, Any], prefix: str, saving: bool) -> None:
-    for norm, conv in module.__dict__.get(_RECORD, {}).items():
-        outside, inside = f"{prefix}{norm}.", f"{prefix}{conv}.norm."
+    for outside, inside in module.__dict__.get(_RECORD, {}).items():
         old, new = (inside, outside) if saving else (outside, inside)
-        for key in [key for key in state if key.startswith(old)]:
-            state[new + key.removeprefix(old)] = state.pop(key)
+        for key in [key for key in state if key.startswith(f"{prefix}{old}.")]:
+            state[prefix + new + key.removeprefix(prefix + old)] = state.pop(key)
 
 
 def _save_old_names(

@@ -45,7 +45,7 @@ def normalized(
     bias : torch.Tensor
         Shape ``(out,)``.
     moments : torch.Tensor or None
-        Mean and variance of each output channel, shape ``(2, out)``, without a graph; None where the
+        Mean and unbiased variance of each output channel, shape ``(2, out)``, without a graph; None where the
         normalisation goes by its running statistics.
 
     Raises
@@ -58,7 +58,8 @@ def normalized(
     with torch.autocast(inner.device.type, enabled=False):
         matrix = kernel.flatten(1).to(wide)
         if norm.training or norm.running_mean is None or norm.running_var is None:
-            if math.prod(inner.shape) == inner.shape[1]:
+            count = math.prod(inner.shape) // inner.shape[1]
+            if count == 1:
                 size = torch.Size([inner.shape[0], matrix.shape[0], *inner.shape[2:]])
                 raise ValueError(
                     f"Expected more than 1 value per channel when training, got input size {size}"
@@ -67,7 +68,7 @@ def normalized(
             mean, variance = matrix @ first, ((matrix @ second) * matrix).sum(1)
             if bias is not None:
                 mean = mean + bias  # which the gradient of the bias, zero, comes from
-            moments = torch.stack([mean.detach(), variance.detach()])
+            moments = torch.stack([mean.detach(), variance.detach() * (count / max(count - 1, 1))])
         else:
             mean, variance = norm.running_mean.to(wide), norm.running_var.to(wide)
         scale = torch.rsqrt(variance + norm.eps)
@@ -81,7 +82,7 @@ def normalized(
 
 
 @torch.no_grad()
-def update_running(norm: Any, moments: torch.Tensor, count: int) -> None:
+def update_running(norm: Any, moments: torch.Tensor) -> None:
     """Let the running statistics take in those of a batch, as the forward pass of torch's module does.
 
     Parameters
@@ -89,9 +90,7 @@ def update_running(norm: Any, moments: torch.Tensor, count: int) -> None:
     norm : torch.nn.BatchNorm1d, BatchNorm2d or BatchNorm3d
         The normalisation; nothing happens unless it trains and has running statistics.
     moments : torch.Tensor
-        Mean and variance of each channel, shape ``(2, channels)``.
-    count : int
-        Number of values per channel.
+        Mean and unbiased variance of each channel, shape ``(2, channels)``.
     """
     if not (norm.training and norm.track_running_stats) or norm.running_mean is None:
         return
@@ -102,7 +101,7 @@ def update_running(norm: Any, moments: torch.Tensor, count: int) -> None:
             momentum = 1.0 / float(norm.num_batches_tracked)
     mean, variance = moments.to(norm.running_mean.dtype)
     norm.running_mean.lerp_(mean, momentum or 0.0)
-    norm.running_var.lerp_(variance * (count / (count - 1)), momentum or 0.0)
+    norm.running_var.lerp_(variance, momentum or 0.0)
 
 
 class _Moments(torch.autograd.Function):

@@ -3,6 +3,7 @@
 import copy
 import pickle
 from collections import OrderedDict
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -216,6 +217,54 @@ def test_copies(how):
     assert type(again.norm) is nn.BatchNorm2d
 
 
+POOLED = {
+    "max": nn.Sequential(nn.ReLU(inplace=True), nn.MaxPool2d(2)),
+    "mean of another activation": nn.Sequential(nn.GELU(), nn.AvgPool2d(2)),
+    "pooling alone": nn.Sequential(nn.MaxPool2d(2), nn.ReLU(inplace=True)),
+    "indices": nn.Sequential(nn.ReLU(), nn.MaxPool2d(2, return_indices=True)),
+    "dropout": nn.Sequential(nn.ReLU(), nn.Dropout(0.5), nn.MaxPool2d(2)),
+}
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("name", POOLED)
+def test_poolings_are_repeated(name, fused):
+    (conv, norm, _), x = pair()
+    tail = copy.deepcopy(POOLED[name])
+    model = nn.Sequential(nn.Sequential(conv, *([norm] if fused else []), *tail)).double()
+    again = copy.deepcopy(model)
+    parts = ["norm"] if fused else []
+    assert fuse_normalization(again) == len(parts)
+    recompute_activations(again)
+    assert recompute_activations(again) == 1
+    moved = {"indices": [], "dropout": [], "pooling alone": ["pooling"]}.get(name, ["activation", "pooling"])
+    assert list(again[0][0].parts) == parts + moved
+    assert fuse_normalization(again) == 0
+    for module in (*model.modules(), *again.modules()):
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    if name != "indices":
+        assert_same(trained(model, x), trained(again, x))
+        assert_same(trained(model, x, training=False), trained(again, x, training=False))
+        assert kept(again, x) <= kept(model, x)
+    with pytest.raises(ValueError, match="enabled=False") if parts + moved else nullcontext():
+        again[0][0].to_dense()
+    undo = fuse_normalization if fused else recompute_activations
+    undo(again, enabled=False)
+    assert str(again) == str(model)
+    assert list(again.state_dict()) == list(model.state_dict())
+
+
+def test_a_normalisation_after_a_pooling_stays():
+    (conv, norm, _), x = pair()
+    model = nn.Sequential(conv, nn.ReLU(), nn.MaxPool2d(2), norm)
+    again = copy.deepcopy(model)
+    recompute_activations(again)
+    assert list(again[0].parts) == ["activation", "pooling"]
+    assert fuse_normalization(again) == 0
+    assert_same(trained(model, x), trained(again, x))
+
+
 def test_densify_moves_back():
     model, x = pair()
     fused = copy.deepcopy(model)
@@ -338,7 +387,7 @@ def kept(model, x):
     return sum(size for size, _ in storages.values())
 
 
-@pytest.mark.parametrize(("name", "bounds"), [("vgg16", (0.87, 0.71)), ("resnet18", (0.80, 0.56))])
+@pytest.mark.parametrize(("name", "bounds"), [("vgg16", (0.87, 0.42)), ("resnet18", (0.80, 0.56))])
 def test_less_is_kept(name, bounds):
     """Of what the dense network keeps in activations: the fraction fused, and recomputed as well."""
     dense = build(name, in_channels=3, num_classes=10, image_size=32)
