@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -41,7 +40,8 @@ class Convolution(LowRankLayer):
     in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode
         As those of the torch layer.
     recompute : bool
-        Whether the backward pass computes the activations between the stages again; see
+        Whether the backward pass computes the activations between the stages again. What follows the last
+        stage, where a pooling is among :attr:`parts`, is computed again in any case. See
         :func:`~tenfold.nn.recompute_activations`.
     """
 
@@ -126,43 +126,41 @@ class Convolution(LowRankLayer):
         parts = self.parts
         norm = parts.pop("norm", None)
         tail = list(parts.values())
-        if norm is not None and not (self.normalizes(norm) and input.ndim == self.spatial + 2):
-            output = norm(self._kept_or_repeated(partial(self._run, apply, None, []), input)[0])
-            for module in tail:
-                output = module(output)
+        if norm is None or (self.normalizes(norm) and input.ndim == self.spatial + 2):
+            output, moments = _repeated(self.recompute, self._run, apply, norm, tail, input)
+            if moments is not None:
+                update_running(norm, moments)
             return output
-        output, moments = self._kept_or_repeated(partial(self._run, apply, norm, tail), input)
-        if moments is not None:
-            update_running(norm, moments)
+        output, _ = _repeated(self.recompute, self._run, apply, None, [], input)
+        output = norm(output)
+        for module in tail:
+            output = module(output)
         return output
-
-    def _kept_or_repeated(
-        self, run: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]], input: torch.Tensor
-    ) -> Any:
-        if not (self.recompute and torch.is_grad_enabled()):
-            return run(input)
-        return checkpoint(run, input, use_reentrant=False, preserve_rng_state=False)
 
     def _run(
         self,
         apply: Callable[..., torch.Tensor],
         norm: nn.Module | None,
-        tail: Sequence[Any],
+        tail: Sequence[nn.Module],
         input: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The output, and the moments that the normalisation has found."""
         *chain, last = self.stages()
         for stage in chain:
             input = apply(input, stage, None)
-        bias: torch.Tensor | None = self.bias
-        moments = None
-        if norm is not None:
-            kernel, bias, moments = normalized(norm, last.kernel, bias, input)
-            last = Stage(kernel, last.axes)
-        output = apply(input, last, bias)
-        for module in tail:
-            output = module(output)
-        return output, moments
+        kernel, bias, moments = (
+            (last.kernel, self.bias, None)
+            if norm is None
+            else normalized(norm, last.kernel, self.bias, input)
+        )
+
+        def finish(input: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+            output = apply(input, Stage(kernel, last.axes), bias)
+            for module in tail:
+                output = module(output)
+            return output
+
+        return _repeated(bool(tail) and not self.recompute, finish, input, kernel, bias), moments
 
     def _convolve(self, input: torch.Tensor, stage: Stage, bias: torch.Tensor | None) -> torch.Tensor:
         convolve = (F.conv1d, F.conv2d, F.conv3d)[self.spatial - 1]
@@ -216,3 +214,10 @@ class Convolution(LowRankLayer):
         if self.padding_mode != "zeros":
             parts.append(f"padding_mode={self.padding_mode}")
         return ", ".join([*parts, f"format={self.format.value}, rank={self.rank}"])
+
+
+def _repeated(again: bool, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What the function gives, of which only the arguments are kept for the backward pass."""
+    if not (again and torch.is_grad_enabled()):
+        return function(*arguments)
+    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
