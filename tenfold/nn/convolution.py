@@ -126,41 +126,32 @@ class Convolution(LowRankLayer):
         parts = self.parts
         norm = parts.pop("norm", None)
         tail = list(parts.values())
-        if norm is None or (self.normalizes(norm) and input.ndim == self.spatial + 2):
-            output, moments = _repeated(self.recompute, self._run, apply, norm, tail, input)
-            if moments is not None:
-                update_running(norm, moments)
-            return output
-        output, _ = _repeated(self.recompute, self._run, apply, None, [], input)
-        output = norm(output)
-        for module in tail:
-            output = module(output)
-        return output
-
-    def _run(
-        self,
-        apply: Callable[..., torch.Tensor],
-        norm: nn.Module | None,
-        tail: Sequence[nn.Module],
-        input: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The output, and the moments that the normalisation has found."""
         *chain, last = self.stages()
-        for stage in chain:
-            input = apply(input, stage, None)
-        kernel, bias, moments = (
-            (last.kernel, self.bias, None)
-            if norm is None
-            else normalized(norm, last.kernel, self.bias, input)
-        )
+        fused = norm is None or (self.normalizes(norm) and input.ndim == self.spatial + 2)
+
+        def run(input: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+            for stage in chain:
+                input = apply(input, stage, None)
+            kernel, moments = last.kernel, None
+            bias: torch.Tensor | None = self.bias
+            if norm is not None and fused:
+                kernel, bias, moments = normalized(norm, kernel, bias, input)
+            again = fused and bool(tail) and not self.recompute
+            return _repeated(again, finish, input, kernel, bias), moments
 
         def finish(input: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
             output = apply(input, Stage(kernel, last.axes), bias)
+            return after(output) if fused else output
+
+        def after(output: torch.Tensor) -> torch.Tensor:
             for module in tail:
                 output = module(output)
             return output
 
-        return _repeated(bool(tail) and not self.recompute, finish, input, kernel, bias), moments
+        output, moments = _repeated(self.recompute, run, input)
+        if moments is not None:
+            update_running(norm, moments)
+        return output if norm is None or fused else after(norm(output))
 
     def _convolve(self, input: torch.Tensor, stage: Stage, bias: torch.Tensor | None) -> torch.Tensor:
         convolve = (F.conv1d, F.conv2d, F.conv3d)[self.spatial - 1]

@@ -347,10 +347,14 @@ def test_what_stays():
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own
 def test_compiled_in_one_graph():
-    model, x = pair()
-    fuse_normalization(model)
-    for training in (True, False):
-        compiled = copy.deepcopy(model)
+    (conv, norm, relu), x = pair()
+    model = nn.Sequential(conv, norm, relu, nn.MaxPool2d(2))
+    fused = copy.deepcopy(model)
+    fuse_normalization(fused)
+    repeated = copy.deepcopy(fused)
+    recompute_activations(repeated)
+    for one, training in [(fused, True), (fused, False), (repeated, True)]:
+        compiled = copy.deepcopy(one)
         compiled.compile(backend="aot_eager", fullgraph=True)
         plain = copy.deepcopy(model)
         assert_same(trained(plain, x, training=training), trained(compiled, x, training=training))
