@@ -294,7 +294,8 @@ def _by_name(
     model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
     """Groups and state of an optimizer, with names in the place of numbers."""
-    names = {id(p): name for name, p in model.named_parameters()}
+    # Those of the state, where a normalisation inside of a convolution keeps its name; the first of several.
+    names = {id(value): name for name, value in reversed(model.state_dict(keep_vars=True).items())}
     packed = optimizer.state_dict()
     groups, states = [], {}
     for group, live in zip(packed["param_groups"], optimizer.param_groups, strict=True):

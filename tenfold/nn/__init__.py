@@ -12,6 +12,7 @@ from tenfold.nn.convert import Start, densify, factorize
 from tenfold.nn.convolution import Convolution
 from tenfold.nn.embedding import Embedding
 from tenfold.nn.formats import Format
+from tenfold.nn.fusion import fuse_normalization
 from tenfold.nn.layer import LowRankLayer
 from tenfold.nn.layout import Layout
 from tenfold.nn.linear import Linear, TuckerLinear
@@ -47,6 +48,7 @@ __all__ = [
     "densify",
     "factor_state_dict",
     "factorize",
+    "fuse_normalization",
     "load_factor_state_dict",
     "low_rank_parameters",
     "recompute_activations",

@@ -15,6 +15,7 @@ from tenfold.nn.adapters.layer import AdaptedLayer
 from tenfold.nn.attention import MultiheadAttention
 from tenfold.nn.choice import Decomposition, tolerance_for
 from tenfold.nn.formats import Format, RankLike
+from tenfold.nn.fusion import fuse_normalization
 from tenfold.nn.layer import LowRankLayer
 from tenfold.nn.report import FactorizationReport, FactorizedLayer
 from tenfold.nn.sites import Site, counterpart, find_sites, replace, why_not
@@ -170,6 +171,7 @@ def densify(model: nn.Module) -> nn.Module:
     """
     if isinstance(model, LowRankLayer | MultiheadAttention):
         return model.to_dense()
+    fuse_normalization(model, enabled=False)
     new: dict[nn.Module, nn.Module] = {}
     inside: set[nn.Module] = set()
     for module in model.modules():

@@ -11,11 +11,15 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from tenfold.manifolds import TuckerManifold
 from tenfold.nn.formats import Format, RankLike
 from tenfold.nn.layer import LowRankLayer
+from tenfold.nn.normalization import fits, normalized, update_running
 from tenfold.nn.stages import Stage, kernel_manifold, stages
 
 __all__ = ["Convolution"]
+
+_PARTS = ("norm", "activation", "pooling")
 
 
 class Convolution(LowRankLayer):
@@ -36,7 +40,8 @@ class Convolution(LowRankLayer):
     in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode
         As those of the torch layer.
     recompute : bool
-        Whether the backward pass computes the activations between the stages again; see
+        Whether the backward pass computes the activations between the stages again. What follows the last
+        stage, where a pooling is among :attr:`parts`, is computed again in any case. See
         :func:`~tenfold.nn.recompute_activations`.
     """
 
@@ -86,6 +91,28 @@ class Convolution(LowRankLayer):
         """Number of spatial axes."""
         return len(self.kernel_size)
 
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """Modules that followed the layer and now belong to it: a norm, an activation, a pooling, in order.
+
+        See :func:`~tenfold.nn.fuse_normalization` and :func:`~tenfold.nn.recompute_activations`.
+        """
+        found = ((name, self._modules.get(name)) for name in _PARTS)
+        return {name: module for name, module in found if module is not None}
+
+    def normalizes(self, norm: nn.Module) -> bool:
+        """Whether the last convolution can do the work of a normalisation: it has to be a pointwise one."""
+        pointwise = not isinstance(self.manifold, TuckerManifold) or self.channels[0] in self.manifold.modes
+        return pointwise and fits(norm, self.spatial, self.out_channels)
+
+    def to_dense(self) -> nn.Module:
+        if self.parts:
+            raise ValueError(
+                f"the layer has taken in {', '.join(self.parts)}, which its dense counterpart cannot: call "
+                "tenfold.nn.fuse_normalization(model, enabled=False) before"
+            )
+        return super().to_dense()
+
     def stages(self) -> list[Stage]:
         """The convolutions that the layer does, first to last; differentiable."""
         return stages(self.manifold, self.weight, self.layout.weight, self.channels)
@@ -95,18 +122,36 @@ class Convolution(LowRankLayer):
         return self._through_stages(self._convolve, input)
 
     def _through_stages(self, apply: Callable[..., torch.Tensor], input: torch.Tensor) -> torch.Tensor:
-        """``apply(input, stage, bias)`` stage by stage, the bias with the last."""
+        """``apply(input, stage, bias)`` stage by stage, the bias with the last, and what was moved in."""
+        parts = self.parts
+        norm = parts.pop("norm", None)
+        tail = list(parts.values())
+        *chain, last = self.stages()
+        fused = norm is None or (self.normalizes(norm) and input.ndim == self.spatial + 2)
 
-        def run(input: torch.Tensor) -> torch.Tensor:
-            *chain, last = self.stages()
+        def run(input: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
             for stage in chain:
                 input = apply(input, stage, None)
-            return apply(input, last, self.bias)
+            kernel, moments = last.kernel, None
+            bias: torch.Tensor | None = self.bias
+            if norm is not None and fused:
+                kernel, bias, moments = normalized(norm, kernel, bias, input)
+            again = fused and bool(tail) and not self.recompute
+            return _repeated(again, finish, input, kernel, bias), moments
 
-        if not (self.recompute and torch.is_grad_enabled()):
-            return run(input)
-        output: torch.Tensor = checkpoint(run, input, use_reentrant=False, preserve_rng_state=False)
-        return output
+        def finish(input: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+            output = apply(input, Stage(kernel, last.axes), bias)
+            return after(output) if fused else output
+
+        def after(output: torch.Tensor) -> torch.Tensor:
+            for module in tail:
+                output = module(output)
+            return output
+
+        output, moments = _repeated(self.recompute, run, input)
+        if moments is not None:
+            update_running(norm, moments)
+        return output if norm is None or fused else after(norm(output))
 
     def _convolve(self, input: torch.Tensor, stage: Stage, bias: torch.Tensor | None) -> torch.Tensor:
         convolve = (F.conv1d, F.conv2d, F.conv3d)[self.spatial - 1]
@@ -160,3 +205,10 @@ class Convolution(LowRankLayer):
         if self.padding_mode != "zeros":
             parts.append(f"padding_mode={self.padding_mode}")
         return ", ".join([*parts, f"format={self.format.value}, rank={self.rank}"])
+
+
+def _repeated(again: bool, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What the function gives, of which only the arguments are kept for the backward pass."""
+    if not (again and torch.is_grad_enabled()):
+        return function(*arguments)
+    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tenfold.distributed import load_checkpoint, save_checkpoint
-from tenfold.nn import Linear
+from tenfold.nn import Conv2d, Linear, fuse_normalization
 from tenfold.optim import RankAdaptation, RiemannianSGD
 from tests.distributed.launch import launch
 from tests.distributed.shards import OPTIMIZERS, STEPS, load_and_go_on, train_and_save
@@ -53,6 +53,25 @@ def one(tmp_path):
     optimizer.step()
     save_checkpoint(tmp_path / "one", net, optimizer)
     return net, optimizer, tmp_path / "one"
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_normalisation_inside_of_a_convolution(tmp_path, fused):
+    def made():
+        model = nn.Sequential(Conv2d(6, 6, 3, rank=2), nn.BatchNorm2d(6))
+        return model, RiemannianSGD(model.parameters(), lr=0.1, momentum=0.9)
+
+    (model, optimizer), (other, another) = made(), made()
+    assert fuse_normalization(model) == 1
+    if fused:
+        fuse_normalization(other)
+    model(torch.randn(2, 6, 5, 5)).square().sum().backward()
+    optimizer.step()
+    save_checkpoint(tmp_path / "saved", model, optimizer)
+    load_checkpoint(tmp_path / "saved", other, another)
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(p, q)
+        assert all(torch.equal(v, another.state[q][k]) for k, v in optimizer.state[p].items())
 
 
 def snapshot(net, optimizer):

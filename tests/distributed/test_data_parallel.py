@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.distributed.fused import train_fused
 from tests.distributed.launch import launch
 from tests.distributed.trainings import EXACT, train, train_all
 
@@ -38,3 +39,9 @@ def test_processes_end_bitwise_equal(together, kind):
     first, *others = (result[kind]["packed"] for result in together)
     for other in others:
         assert all(torch.equal(other[name], first[name]) for name in first)
+
+
+def test_normalisations_inside_of_convolutions_train_alike(tmp_path):
+    plain, fused = (launch(train_fused, 2, tmp_path / str(how), how) for how in (False, True))
+    for expected, found in zip(plain, fused, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
