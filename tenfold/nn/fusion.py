@@ -33,7 +33,7 @@ def fuse_normalization(model: nn.Module, enabled: bool = True) -> int:
     ----------
     model : torch.nn.Module
         Any model; changed in place. What follows what is found by ``torch.fx``, which runs the forward method
-        without data. Where that fails, as for a method that depends on data, the modules inside are tried
+        without data, for training and for evaluation. Where that fails, as for a method that depends on data, the modules inside are tried
         alone.
     enabled : bool
         False moves the normalisations back, and what :func:`~tenfold.nn.recompute_activations` moved.
@@ -101,7 +101,7 @@ def followers(model: nn.Module) -> Iterator[tuple[Convolution, list[nn.Module]]]
     """
     after: dict[nn.Module, set[nn.Module | None]] = {}
     before: dict[nn.Module, set[nn.Module | None]] = {}
-    for root, graph in _graphs(model, set()):
+    for root, graph in _in_both_modes(model):
         called = {node: root.get_submodule(node.target) for node in graph.nodes if node.op == "call_module"}
         for node, module in called.items():
             users = {called.get(user) for user in node.users}
@@ -123,6 +123,21 @@ def followers(model: nn.Module) -> Iterator[tuple[Convolution, list[nn.Module]]]
                     break
                 chain.append(following)
             yield conv, [module for module in chain[1:] if type(module) is not nn.Identity]
+
+
+def _in_both_modes(model: nn.Module) -> list[tuple[nn.Module, fx.Graph]]:
+    """The graphs of training and of evaluation."""
+    modes = {module: module.training for module in model.modules()}
+    found: list[tuple[nn.Module, fx.Graph]] = []
+    try:
+        for training in (True, False):
+            for module in modes:
+                module.training = training
+            found += _graphs(model, set())
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return found
 
 
 class _Tracer(fx.Tracer):

@@ -324,6 +324,18 @@ def test_what_is_moved(how, count):
     assert_same(trained(model, x), trained(fused, x))
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("fused_in", [True, False])
+def test_what_only_one_mode_does_counts(training, fused_in):
+    def forward(m, x):
+        y = m.conv(x)
+        return m.norm(y) + y if m.training == training else m.norm(y)
+
+    model = Free(forward).train(fused_in)
+    assert fuse_normalization(model) == 0
+    assert model.training == model.norm.training == fused_in
+
+
 def test_what_stays():
     def count(conv, norm):
         return fuse_normalization(nn.Sequential(conv, norm))
