@@ -33,8 +33,8 @@ def fuse_normalization(model: nn.Module, enabled: bool = True) -> int:
     ----------
     model : torch.nn.Module
         Any model; changed in place. What follows what is found by ``torch.fx``, which runs the forward method
-        without data, for training and for evaluation. Where that fails, as for a method that depends on data, the modules inside are tried
-        alone.
+        without data, for training and for evaluation. Where that fails, as for a method that depends on data,
+        the modules inside are tried alone.
     enabled : bool
         False moves the normalisations back, and what :func:`~tenfold.nn.recompute_activations` moved.
 
