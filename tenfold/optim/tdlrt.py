@@ -216,7 +216,7 @@ class _CoreIntegration(RiemannianOptimizer):
             return [self._closed(update) for update in updates] if adapt else list(updates)
         if group["check_finite"]:
             self._require_finite([batch.grad], [], [])  # directions that are not finite would be left out
-        # After `stop` the bases still move on the beat, at the ranks they have.
+        # Before `start` and after `stop` the bases move on the beat, too, at the ranks they have.
         holds = group["core_steps"] > 1 and policy.due(step)
         moved: list[Update | Adapting] = []
         members = zip(batch.split(batch.x, batch.state), batch.parts(batch.grad), strict=True)
