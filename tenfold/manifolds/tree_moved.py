@@ -67,7 +67,7 @@ class MovedTree:
     factor: Maps
 
     def triangular_factors(self) -> dict[int, torch.Tensor]:
-        """As :func:`tree_calculus.triangular_factors`, up to rotations from the left.
+        """As ``tree_calculus.triangular_factors``, up to rotations from the left.
 
         Complexity: for every edge at the root a QR without Q of ``r`` columns, and products; below,
         one of ``2 r`` columns per edge.
