@@ -1,0 +1,324 @@
+"""Steps of a core in bases that are augmented and truncated now and then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import geoopt
+import torch
+from torch import nn
+
+from tenfold.manifolds import LowRankManifold, TreeManifold, is_low_rank, move_
+from tenfold.manifolds.tree_calculus import Frame
+from tenfold.optim.agreement import agreed_mean, require_company
+from tenfold.optim.base import RiemannianOptimizer
+from tenfold.optim.capture import Capture
+from tenfold.optim.checked import Group
+from tenfold.optim.master import needs_master
+from tenfold.optim.update import Adapting, Batch, State, Update
+
+__all__ = ["CoreIntegration", "Integrator"]
+
+_DAMPING = 0.1
+"""Of the gradients in core steps: augmented bases begin with singular values of zero."""
+
+
+class Integrator(str, Enum):
+    """How an augmented step of TDLRT gets its gradient."""
+
+    TWO_PASS = "two-pass"
+    """The closure is evaluated again at the same weights in the augmented bases (Algorithm 1)."""
+    FUSED = "fused"
+    """From inputs and output gradients that the modules keep during the one evaluation."""
+    PARALLEL = "parallel"
+    """New directions get their first-order part only, which needs no further gradient."""
+
+
+@dataclass
+class _Augmented:
+    """A parameter in augmented bases, whose core has its gradient there as soon as it is known."""
+
+    parameter: geoopt.ManifoldParameter
+    frame: Frame
+    rgrad: torch.Tensor
+    manifold: TreeManifold
+    point: torch.Tensor
+    core_grad: torch.Tensor | None = None
+
+
+class CoreIntegration(RiemannianOptimizer):
+    """Steps of the core in bases that are augmented and truncated now and then.
+
+    The inner optimizer works on tangent vectors, of which the core's part is followed at once and the rest at
+    the next augmentation.
+    """
+
+    integrator: Integrator
+    _augmented: dict[int, _Augmented]
+    _capture: Capture | None = None
+
+    def _integrate_with(self, integrator: Integrator | str, model: nn.Module | None, core_steps: int) -> None:
+        self._core_steps_default = core_steps
+        self.integrator = Integrator(integrator)
+        if (self.integrator is Integrator.FUSED) != (model is not None):
+            raise ValueError(
+                f"model goes with the integrator 'fused' and only with it, got {self.integrator.value!r} and "
+                f"model={'None' if model is None else type(model).__name__}"
+            )
+        self._capture = None if model is None else Capture(model)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        for p in group["params"]:
+            if is_low_rank(p) and not isinstance(p.manifold, TreeManifold):
+                raise TypeError(f"{type(self).__name__} needs formats with a core, got {p.manifold}")
+        group.setdefault("core_steps", self._core_steps_default)
+
+    def _check_hyperparameters(self, complete: Group) -> None:
+        super()._check_hyperparameters(complete)
+        policy, core_steps = complete["rank_adaptation"], complete.get("core_steps", self._core_steps_default)
+        if policy is None:
+            raise ValueError(f"{type(self).__name__} needs a rank_adaptation")
+        if complete["damping"] is not None:
+            raise ValueError(f"{type(self).__name__} has no use for damping")
+        if not 1 <= core_steps <= policy.every:
+            raise ValueError(
+                f"core_steps must lie between 1 and the {policy.every} steps of the rank_adaptation's "
+                f"interval, got {core_steps}"
+            )
+
+    # When -------------------------------------------------------------------------------------
+
+    def _decides(self, group: Group, step: int) -> bool:
+        """Truncation ends the steps in augmented bases, which a beat begins."""
+        beat = step - group["core_steps"] + 1
+        return group["rank_adaptation"].due(beat)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Move every parameter that has a gradient, or none.
+
+        Parameters
+        ----------
+        closure : callable or None
+            Reevaluates the model and returns the loss; the integrator ``"two-pass"`` needs it.
+
+        Returns
+        -------
+        The closure's first result, or None.
+
+        Raises
+        ------
+        ValueError
+            If the two-pass integrator gets no closure, if nothing was captured for a parameter, or
+            if a gradient or step is not finite; nothing has been changed then.
+        TypeError
+            If a low-rank parameter is in half precision.
+        """
+        for group in self.param_groups:
+            for p in filter(needs_master, group["params"]):
+                raise TypeError(
+                    f"{type(self).__name__} needs float32 or float64: {self._name(p)} is {p.dtype}"
+                )
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        elif self.integrator is Integrator.TWO_PASS:
+            raise ValueError("the two-pass integrator evaluates the loss again: call step(closure)")
+        try:
+            self._augmented = self._augmentations(closure)
+            super().step()
+        finally:
+            self._augmented = {}
+            if self._capture is not None:
+                self._capture.clear()
+        return loss
+
+    @torch.no_grad()
+    def _augmentations(self, closure: Callable[[], Any] | None) -> dict[int, _Augmented]:
+        """The parameters whose bases move in this step, in augmented bases, with the gradients there."""
+        if self.integrator is Integrator.PARALLEL:
+            return {}
+        wide: list[_Augmented] = []
+        for group in self.param_groups:
+            if not group["rank_adaptation"].on_beat(group["step"] + 1):
+                continue
+            live = [p for p in group["params"] if p.grad is not None and is_low_rank(p)]
+            require_company(live, self._name)
+            self._require_finite([p.grad for p in live], [], [])
+            for p in live:
+                wide.append(self._augment(group, p))
+        if self.integrator is Integrator.FUSED:
+            # Each process has captured its own part of the batch.
+            members = [item.parameter for item in wide]
+            captured = agreed_mean(members, [self._captured_gradient(item) for item in wide])
+            grads = _rescaled(wide, captured)
+        else:
+            assert closure is not None
+            grads = self._second_evaluation(closure, wide) if wide else []
+        for item, grad in zip(wide, grads, strict=True):
+            item.core_grad = grad
+        return {id(item.parameter): item for item in wide}
+
+    def _augment(self, group: Group, p: geoopt.ManifoldParameter) -> _Augmented:
+        """Bases augmented by the direction in which the inner optimizer would move them."""
+        x, manifold = p.detach(), p.manifold
+        frame = manifold.frame(x)
+        rgrad = manifold.egrad2rgrad(x, self._downhill(group, p.grad), frame=frame)
+        direction, _ = self._inner(group, manifold, x, rgrad, self.state[p])
+        return _Augmented(p, frame, rgrad, *manifold.augment(x, direction))
+
+    def _captured_gradient(self, item: _Augmented) -> torch.Tensor:
+        assert self._capture is not None
+        grad = self._capture.core_gradient(item.parameter, item.manifold, item.point)
+        if grad is None:
+            raise ValueError(
+                f"nothing was captured for {self._name(item.parameter)}: is it part of the model?"
+            )
+        return grad
+
+    def _second_evaluation(self, closure: Callable[[], Any], wide: list[_Augmented]) -> list[torch.Tensor]:
+        """Gradients of the augmented cores by the closure, with the parameters back where they were."""
+        grads = []
+        homes = [(item.parameter, item.parameter.detach().clone()) for item in wide]
+        with ExitStack() as restore:
+            for (p, x), item in zip(homes, wide, strict=True):
+                restore.callback(move_, p, p.manifold, x)
+                move_(p, item.manifold, item.point)
+            with torch.enable_grad():
+                closure()
+            for p, _ in homes:
+                if p.grad is None:
+                    raise ValueError(f"the second evaluation gave {self._name(p)} no gradient")
+                grads.append(p.manifold.unpack_tensor(p.grad)[p.manifold.tree.root].clone())
+        for p, x in homes:
+            p.grad = torch.zeros_like(x)  # it takes part in the step; its gradient is the core's
+        return grads
+
+    # What -------------------------------------------------------------------------------------
+
+    def _move(
+        self, group: Group, batch: Batch, adapt: bool, conditioning: list[torch.Tensor]
+    ) -> list[Update | Adapting]:
+        if not isinstance(batch.manifold, LowRankManifold):
+            return list(super()._move(group, batch, adapt, conditioning))
+        policy, step = group["rank_adaptation"], group["step"] + 1
+        if not policy.on_beat(step):
+            updates = self._core_steps(group, batch)
+            return [self._closed(update) for update in updates] if adapt else list(updates)
+        if group["check_finite"]:
+            self._require_finite([batch.grad], [], [])  # directions that are not finite would be left out
+        # Before `start` and after `stop` the bases move on the beat, too, at the ranks they have.
+        holds = group["core_steps"] > 1 and policy.due(step)
+        moved: list[Update | Adapting] = []
+        members = zip(batch.split(batch.x, batch.state), batch.parts(batch.grad), strict=True)
+        for (p, x, state), grad in members:
+            wide, y, state = self._augmented_step(group, p, x, grad, state)
+            if holds:
+                moved.append(self._held_open(p, wide, y, state))
+                continue
+            truncation = wide.truncation(y)
+            if adapt:
+                moved.append(Adapting(p, truncation, state, wide, y))
+            else:
+                new, z = truncation.to(p.manifold.rank)
+                moved.append(Update(p, z, self._transported(state, wide, y, new, z), new))
+        return moved
+
+    def _held_open(
+        self, p: geoopt.ManifoldParameter, wide: TreeManifold, y: torch.Tensor, state: State
+    ) -> Update:
+        """The augmented tensor, which waits for its truncation."""
+        new, z = wide.feasible(y)
+        state = state if z is y else self._transported(state, wide, y, new, z)
+        return Update(p, z, state, new)
+
+    @staticmethod
+    def _closed(update: Update) -> Adapting:
+        """The last step in augmented bases, ready for its truncation."""
+        p, y = update.parameter, update.point
+        return Adapting(p, p.manifold.truncation(y), update.state, p.manifold, y)
+
+    def _core_steps(self, group: Group, batch: Batch) -> list[Update]:
+        """Bases stay; the core moves, and the state remembers where the bases would go."""
+        manifold, x, grad = batch.manifold, batch.x, self._downhill(group, batch.grad)
+        if group.get("momentum", True):
+            grad = manifold.egrad2rgrad(x, grad, frame=manifold.damped_frame(x, _DAMPING))
+        else:
+            grad = manifold.radial(grad)
+        direction, state = self._inner(group, manifold, x, grad, batch.state)
+        y = x - group["lr"] * manifold.radial(direction)
+        return [Update(p, y_p, s_p) for p, y_p, s_p in batch.split(y, state)]
+
+    @staticmethod
+    def _downhill(group: Group, grad: torch.Tensor) -> torch.Tensor:
+        """The gradient of what is minimised."""
+        return -grad if group["maximize"] else grad
+
+    def _inner(
+        self, group: Group, manifold: TreeManifold, x: torch.Tensor, rgrad: torch.Tensor, state: State
+    ) -> tuple[torch.Tensor, State]:
+        """Direction and new state of the inner optimizer, tangent vectors at ``x``."""
+        if group["weight_decay"] and not self.decoupled_decay:
+            rgrad = rgrad.add(manifold.radial(x), alpha=group["weight_decay"])
+        return self._direction(group, manifold, x, rgrad, state)
+
+    def _augmented_step(
+        self, group: Group, p: geoopt.ManifoldParameter, x: torch.Tensor, grad: torch.Tensor, state: State
+    ) -> tuple[TreeManifold, torch.Tensor, State]:
+        """The stepped tensor in the augmented bases, and the state in them."""
+        home = p.manifold
+        if self.integrator is Integrator.PARALLEL:
+            frame = home.frame(x)
+            rgrad = home.egrad2rgrad(x, self._downhill(group, grad), frame=frame)
+            direction, state = self._inner(group, home, x, rgrad, state)
+            wide, y = home.extended(x, -group["lr"] * direction, frame=frame)
+            return wide, y, self._transported(state, home, x, wide, y, frame)
+        item = self._augmented[id(p)]
+        wide, y, frame, core_grad = item.manifold, item.point, item.frame, item.core_grad
+        assert core_grad is not None
+        # What the augmented bases leave out of the gradient is for the memory of the inner optimizer.
+        blocks = list(wide.unpack_tensor(home.transp(x, y, item.rgrad, target=wide, frame=frame)))
+        blocks[wide.tree.root] = self._downhill(group, core_grad)
+        state = self._transported(state, home, x, wide, y, frame)
+        direction, state = self._inner(group, wide, y, wide.pack_point(*blocks), state)
+        z = y - group["lr"] * wide.radial(direction)
+        return wide, z, self._transported(state, wide, y, wide, z)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients and what was captured with them; see :class:`torch.optim.Optimizer`."""
+        super().zero_grad(set_to_none)
+        if self._capture is not None:
+            self._capture.forget_backward()
+
+    def close(self) -> None:
+        """Remove the hooks that the integrator ``"fused"`` put on the model."""
+        if self._capture is not None:
+            self._capture.close()
+
+
+def _rescaled(wide: list[_Augmented], captured: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Captured gradients at the scale that those of the parameters have by now: unscaled, or clipped.
+
+    In the bases that were there before, the two are the same but for one factor for all parameters. Where all
+    of that vanishes beside the rest, the factor cannot be told and is one.
+    """
+    if not wide:
+        return captured
+    sums = torch.zeros(3, dtype=torch.float64)
+    for item, grad in zip(wide, captured, strict=True):
+        p, home = item.parameter, item.parameter.manifold
+        known = home.unpack_tensor(p.grad)[home.tree.root].double()
+        seen = item.manifold.carry_core(item.point, p.detach(), grad, home).double()
+        sums = sums.to(p.device) + torch.stack(
+            [(known * seen).sum(), seen.square().sum(), grad.double().square().sum()]
+        )
+    product, square, whole = sums.unbind()
+    visible = square > (1e3 * torch.finfo(captured[0].dtype).eps) ** 2 * whole
+    scale = torch.where(visible, product / square, 1.0)
+    return [scale.to(grad) * grad for grad in captured]
