@@ -70,8 +70,7 @@ def fuse_normalization(model: nn.Module, enabled: bool = True) -> int:
     """
     if not enabled:
         count = move_back(model, "norm")
-        for slot in ("activation", "pooling"):  # which come after it
-            move_back(model, slot)
+        move_back(model, "activation", "pooling")  # which come after it
         return count
     pairs = [
         (conv, chain[0])
@@ -188,14 +187,14 @@ def move(model: nn.Module, module: nn.Module, conv: Convolution, slot: str) -> N
         above.register_load_state_dict_pre_hook(_load_old_names)
 
 
-def move_back(model: nn.Module, slot: str) -> int:
-    """Undo :func:`move` for all modules of one slot.
+def move_back(model: nn.Module, *slots: str) -> int:
+    """Undo :func:`move` for all modules of some slots.
 
     Parameters
     ----------
     model : torch.nn.Module
         The model.
-    slot : str
+    *slots : str
         As in :func:`move`.
 
     Returns
@@ -208,12 +207,12 @@ def move_back(model: nn.Module, slot: str) -> int:
         modules, record = dict(above.named_modules()), above.__dict__.get(_RECORD, {})
         for old, new in list(record.items()):
             conv, _, name = new.rpartition(".")
-            if name != slot:
+            if name not in slots:
                 continue
             del record[old]
             if new in modules and isinstance(modules[conv], Convolution):
                 owner, _, last = old.rpartition(".")
-                modules[owner]._modules[last] = modules[conv]._modules.pop(slot)
+                modules[owner]._modules[last] = modules[conv]._modules.pop(name)
                 count += 1
     return count
 

@@ -62,8 +62,7 @@ def recompute_activations(model: nn.Module, enabled: bool = True, *, inner: bool
     for layer in layers:
         layer.recompute = enabled and inner
     if not enabled:
-        for slot in ("activation", "pooling"):
-            move_back(model, slot)
+        move_back(model, "activation", "pooling")
         return len(layers)
     for conv, chain in list(followers(model)):
         tail = {"activation": chain[:1], "pooling": chain[1:2]}

@@ -169,8 +169,7 @@ class RiemannianOptimizer(CheckedOptimizer):
         """The updates of a batch, or what is needed to decide on its ranks."""
         self._check_state(batch)
         manifold, x = batch.manifold, batch.x
-        grad = -batch.grad if group.get("maximize") else batch.grad
-        decay = 0 if self.decoupled_decay else group.get("weight_decay", 0)
+        grad, decay = self._downhill(group, batch.grad), self._coupled_decay(group)
         if not isinstance(manifold, LowRankManifold):
             rgrad = manifold.egrad2rgrad(x, grad.add(x, alpha=decay) if decay else grad)
             direction, state = self._direction(group, manifold, x, rgrad, batch.state)
@@ -204,6 +203,15 @@ class RiemannianOptimizer(CheckedOptimizer):
         if group["check_finite"] and not torch.isfinite(_magnitude([step])) and not step.isfinite().all():
             raise NonFiniteError(f"the step of {self._name(parameter)} overflows; nothing was changed")
         return [Adapting(parameter, manifold.truncation(x, step, **known), state, manifold, x, exact)]
+
+    @staticmethod
+    def _downhill(group: Group, grad: torch.Tensor) -> torch.Tensor:
+        """The gradient of what is minimised."""
+        return -grad if group.get("maximize") else grad
+
+    def _coupled_decay(self, group: Group) -> float:
+        """Weight decay that is part of the gradient."""
+        return 0.0 if self.decoupled_decay else group.get("weight_decay", 0.0)
 
     def _tangent_direction(
         self,

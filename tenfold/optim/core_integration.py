@@ -255,17 +255,12 @@ class CoreIntegration(RiemannianOptimizer):
         y = x - group["lr"] * manifold.radial(direction)
         return [Update(p, y_p, s_p) for p, y_p, s_p in batch.split(y, state)]
 
-    @staticmethod
-    def _downhill(group: Group, grad: torch.Tensor) -> torch.Tensor:
-        """The gradient of what is minimised."""
-        return -grad if group["maximize"] else grad
-
     def _inner(
         self, group: Group, manifold: TreeManifold, x: torch.Tensor, rgrad: torch.Tensor, state: State
     ) -> tuple[torch.Tensor, State]:
         """Direction and new state of the inner optimizer, tangent vectors at ``x``."""
-        if group["weight_decay"] and not self.decoupled_decay:
-            rgrad = rgrad.add(manifold.radial(x), alpha=group["weight_decay"])
+        if decay := self._coupled_decay(group):
+            rgrad = rgrad.add(manifold.radial(x), alpha=decay)
         return self._direction(group, manifold, x, rgrad, state)
 
     def _augmented_step(
