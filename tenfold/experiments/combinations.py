@@ -18,6 +18,26 @@ METHODS = (
 
 OPTIMIZERS = ("sgd", "adamw", "muon", "tdlrt", "tdlrt-adamw")
 
+_OPTIMIZER_NAMES = {
+    "sgd": "RiemannianSGD",
+    "adamw": "RiemannianAdamW",
+    "muon": "TangentMuon",
+    "tdlrt": "TDLRT",
+    "tdlrt-adamw": "TDLRTAdamW",
+}
+_PLAIN_NAMES = {"sgd": "SGD", "adamw": "AdamW"}
+_METHOD_NAMES = {
+    "dense": "dense",
+    "loose-tucker": "loose Tucker factors",
+    "loose-cp": "loose CP factors",
+    "loose-tt": "loose Tensor Train factors",
+    "loose-matrix": "loose matrix factors",
+    "prune-snip": "pruned by SNIP",
+    "prune-grasp": "pruned by GraSP",
+    "prune-magnitude": "pruned by magnitude",
+    "prune-imp": "pruned in rounds (IMP)",
+}
+
 _EVERYWHERE = ("sgd", "adamw")
 _ADAPTIVE = ("adamw", "muon", "tdlrt-adamw")
 _TDLRT = ("tdlrt", "tdlrt-adamw")
@@ -26,6 +46,13 @@ _TDLRT = ("tdlrt", "tdlrt-adamw")
 def optimizers_of(method: str) -> tuple[str, ...]:
     """The optimizers that can move weights stored by `method`."""
     return OPTIMIZERS if method == "tucker" else _EVERYWHERE
+
+
+def name_of(method: str, optimizer: str) -> str:
+    """What tables and figures call weights that are stored by `method` and moved by `optimizer`."""
+    if method == "tucker":
+        return _OPTIMIZER_NAMES[optimizer]
+    return f"{_METHOD_NAMES[method]}, {_PLAIN_NAMES[optimizer]}"
 
 
 def choices_of(method: str, optimizer: str) -> frozenset[str]:

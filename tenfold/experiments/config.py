@@ -19,7 +19,7 @@ from tenfold.experiments.combinations import (
 from tenfold.untrusted.values import LARGEST, brief
 
 DATA_SETS = ("digits", "mnist", "cifar10", "cifar100", "tinyimagenet")
-MODELS = ("lenet5", "vgg-small", "vgg16", "alexnet", "resnet18")
+MODELS = ("lenet5", "vgg-light", "vgg-small", "vgg16", "alexnet", "resnet18")
 SCHEDULES = ("one-cycle", "cosine", "constant")
 ON_NAN = ("raise", "skip", "rollback")
 
@@ -57,7 +57,7 @@ class TrainConfig:
     ----------
     data : {"digits", "mnist", "cifar10", "cifar100", "tinyimagenet"}
         Data set; all but ``"digits"`` are read from `data_dir`.
-    model : {"lenet5", "vgg-small", "vgg16", "alexnet", "resnet18"}
+    model : {"lenet5", "vgg-light", "vgg-small", "vgg16", "alexnet", "resnet18"}
         Network.
     method : str
         How weights are stored. ``"tucker"`` puts convolution and linear weights on Tucker manifolds,

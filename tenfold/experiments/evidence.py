@@ -14,12 +14,13 @@ from tenfold.experiments.evidence_plots import (
     plot_time,
     plot_variance,
 )
-from tenfold.experiments.evidence_tables import accuracy_table, robustness_table, time_table
+from tenfold.experiments.evidence_tables import accuracy_table, robustness_table, size_table, time_table
 from tenfold.experiments.report import Table, markdown
 from tenfold.experiments.result import Result, read_results
 from tenfold.experiments.summary import Setting, settings
 
 REPORT = "report.md"
+_HOW_TO_READ = "\nPer cent, mean ± standard deviation over the seeds; in parentheses, compression.\n"
 
 
 def read_evidence(folder: Path) -> list[Result]:
@@ -70,8 +71,13 @@ class _Page:
     def accuracy(self, group: Sequence[Setting]) -> str:
         """What was reached, at which size, in which time."""
         done = [setting for setting in group if setting.results]
-        text = _section("Accuracy and compression", accuracy_table(group))
+        text = ""
+        for decides, title in (("compression", "given compressions"), ("tau", "given tolerances")):
+            table = size_table(group, decides)
+            if len(table) > 1:
+                text += _section(f"Test accuracy at {title}", table) + _HOW_TO_READ
         text += self._figure("accuracy", plot_accuracy, done)
+        text += _section("Accuracy, compression, time and memory", accuracy_table(group))
         if any(setting.deviation("test_accuracy") is not None for setting in done):
             text += self._figure("variance", plot_variance, done)
         if any(setting.config["method"] == "tucker" for setting in done):

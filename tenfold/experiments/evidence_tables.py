@@ -29,13 +29,44 @@ def accuracy_table(group: Sequence[Setting]) -> Table:
                 setting.size,
                 f"{setting.config['lr']:g}",
                 str(len(setting.results)),
-                _with_deviation(setting),
+                f"{_with_deviation(setting)} %",
                 percent(setting.mean("compression_factored")),
                 percent(setting.mean("compression_convolutions")),
                 f"{setting.mean('parameters'):,.0f}",
                 f"{1000 * setting.mean('seconds_per_step'):.1f} ms",
                 _memory(setting),
                 str(setting.diverged),
+            ]
+        )
+    return rows
+
+
+def size_table(group: Sequence[Setting], decides: str) -> Table:
+    """One row for each way to train, one column for each size: accuracy ± deviation (compression).
+
+    Parameters
+    ----------
+    group : sequence of Setting
+        Of one network on one data set.
+    decides : {"compression", "tau"}
+        What sets the size of the settings that are shown.
+
+    Returns
+    -------
+    list of list of str
+        Without a deviation where there is one seed. Only the header where nothing is decided so.
+    """
+    sized = [s for s in group if s.results and s.decides(decides)]
+    sizes = sorted({setting.config[decides] for setting in sized})
+    rows = [["weights, optimizer", "seeds", *(f"{decides} {size:g}" for size in sizes)]]
+    for label in dict.fromkeys(setting.label for setting in sized):
+        members = {setting.config[decides]: setting for setting in sized if setting.label == label}
+        seeds = sorted({len(setting.results) for setting in members.values()})
+        rows.append(
+            [
+                label,
+                " to ".join(map(str, dict.fromkeys((seeds[0], seeds[-1])))),
+                *(_accuracy_at_size(members[size]) if size in members else _NOTHING for size in sizes),
             ]
         )
     return rows
@@ -91,10 +122,14 @@ def _steps_to(setting: Setting, goal: float) -> int | None:
     return None
 
 
+def _accuracy_at_size(setting: Setting) -> str:
+    return f"{_with_deviation(setting)} ({100 * setting.mean('compression_factored'):.1f})"
+
+
 def _with_deviation(setting: Setting) -> str:
     spread = setting.deviation("test_accuracy")
     mean = f"{100 * setting.mean('test_accuracy'):.2f}"
-    return f"{mean} %" if spread is None else f"{mean} ± {100 * spread:.2f} %"
+    return mean if spread is None else f"{mean} ± {100 * spread:.2f}"
 
 
 def _memory(setting: Setting) -> str:

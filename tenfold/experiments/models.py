@@ -9,6 +9,7 @@ from torch import nn
 
 from tenfold.experiments.resnet import resnet18
 
+_VGG_LIGHT = (32, "pool", 64, "pool", 128, 128, "pool", 256, 256, "pool")
 _VGG_SMALL = (64, 64, "pool", 128, 128, "pool", 256, 256, "pool")
 _VGG16 = (
     *(64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool"),
@@ -23,11 +24,12 @@ def build(name: str, *, in_channels: int, num_classes: int, image_size: int) -> 
 
     Parameters
     ----------
-    name : {"lenet5", "vgg-small", "vgg16", "alexnet", "resnet18"}
-        ``"lenet5"`` has 61,706 parameters for one channel and ten classes. All others are made for 32×32
-        images; smaller images are framed with zeros up to that size. For 64×64 images the first convolution
-        of the VGGs and of ResNet18 has stride 2, and AlexNet averages its features to 2×2, so that all
-        weights but the classifier's have the shapes that they have for 32×32.
+    name : {"lenet5", "vgg-light", "vgg-small", "vgg16", "alexnet", "resnet18"}
+        ``"lenet5"`` has 61,706 parameters for one channel and ten classes. ``"vgg-light"`` has as many
+        weights as ``"vgg-small"`` and a quarter of its work. All but ``"lenet5"`` are made for 32×32 images;
+        smaller images are framed with zeros up to that size. For 64×64 images the first convolution of the
+        VGGs and of ResNet18 has stride 2, and AlexNet averages its features to 2×2, so that all weights but
+        the classifier's have the shapes that they have for 32×32.
     in_channels, num_classes : int
         Channels of an image, and classes.
     image_size : int
@@ -150,6 +152,7 @@ def _first_stride(image_size: int) -> int:
 
 _BUILDERS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "lenet5": _lenet5,
+    "vgg-light": lambda *sizes: _vgg(_VGG_LIGHT, *sizes),
     "vgg-small": lambda *sizes: _vgg(_VGG_SMALL, *sizes),
     "vgg16": lambda *sizes: _vgg(_VGG16, *sizes),
     "alexnet": _alexnet,

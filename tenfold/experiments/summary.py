@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tenfold.experiments.combinations import METHODS, OPTIMIZERS, name_of
 from tenfold.experiments.result import Result
 
 _SIZES = ("tau", "compression", "rank")
@@ -38,7 +39,7 @@ class Setting:
     @property
     def label(self) -> str:
         """How weights are stored and moved, and on manifolds whether, and from when, ranks are adapted."""
-        how = [self.config["method"], self.config["optimizer"]]
+        how = [name_of(self.config["method"], self.config["optimizer"])]
         if self._fixed:
             how.append("fixed ranks")
         elif self.config["tau"] is not None:
@@ -54,8 +55,12 @@ class Setting:
     @property
     def size(self) -> str:
         """What decides on the ranks or masks."""
-        names = [n for n in _SIZES if self.config[n] is not None and not (self._fixed and n == "tau")]
+        names = filter(self.decides, _SIZES)
         return ", ".join(f"{name} {self.config[name]:g}" for name in names) or "–"
+
+    def decides(self, name: str) -> bool:
+        """Whether this field sets the size: the compression, the tolerance, or the ranks at the start."""
+        return self.config[name] is not None and not (self._fixed and name == "tau")
 
     @property
     def decay(self) -> float:
@@ -95,7 +100,10 @@ class Setting:
 
 
 def settings(results: Sequence[Result]) -> list[Setting]:
-    """The runs, trials left out, grouped by everything but the seed and the chosen learning rate."""
+    """The runs, trials left out, grouped by everything but the seed and the chosen learning rate.
+
+    In the order of the methods and optimizers, and then of the lines.
+    """
     groups: dict[str, list[Result]] = {}
     for result in results:
         if result.kind == "run":
@@ -106,7 +114,11 @@ def settings(results: Sequence[Result]) -> list[Setting]:
         group.sort(key=lambda result: result.config["seed"])
         finished = tuple(result for result in group if result.finished)
         found.append(Setting(finished, len(group) - len(finished), group[0].config))
-    return found
+    return sorted(found, key=lambda setting: _place(setting.config))
+
+
+def _place(config: dict[str, Any]) -> tuple[int, int]:
+    return METHODS.index(config["method"]), OPTIMIZERS.index(config["optimizer"])
 
 
 def _seconds(result: Result, epoch: int) -> float:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tenfold.experiments.evidence_tables import size_table
 from tenfold.experiments.result import read_results
+from tenfold.experiments.summary import settings
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
@@ -102,64 +104,25 @@ def test_adapters():
         assert f"{name} {test[best]:.2f} %" in row("adapters of a sentence encoder, test", column)
 
 
-SEEDS = 3
-"""Seeds that are complete, of those that the sweep asks for."""
-LABELS = {
-    ("dense", "sgd"): "dense, SGD",
-    ("dense", "adamw"): "dense, AdamW",
-    ("tucker", "sgd"): "`RiemannianSGD`",
-    ("tucker", "adamw"): "`RiemannianAdamW`",
-    ("tucker", "muon"): "`TangentMuon`",
-    ("tucker", "tdlrt"): "`TDLRT` (fused)",
-    ("tucker", "tdlrt-adamw"): "`TDLRTAdamW` (fused)",
-    ("loose-tucker", "sgd"): "loose Tucker factors, SGD",
-    ("loose-tucker", "adamw"): "loose Tucker factors, AdamW",
-    ("loose-cp", "sgd"): "loose CP factors, SGD",
-    ("loose-cp", "adamw"): "loose CP factors, AdamW",
-    ("loose-tt", "sgd"): "loose Tensor Train factors, SGD",
-    ("loose-tt", "adamw"): "loose Tensor Train factors, AdamW",
-    ("loose-matrix", "sgd"): "loose matrix factors, SGD",
-    ("loose-matrix", "adamw"): "loose matrix factors, AdamW",
-    ("prune-snip", "sgd"): "pruned by SNIP",
-    ("prune-grasp", "sgd"): "pruned by GraSP",
-    ("prune-magnitude", "sgd"): "pruned by magnitude",
-}
-
-
 @pytest.fixture(scope="module")
 def accuracies():
-    """Accuracies and compressions of the complete seeds by method, optimizer, compression and tolerance."""
-    found = defaultdict(list)
-    for result in read_results(LENET):
-        c = result.config
-        if result.kind == "run" and c["seed"] < SEEDS:
-            last = result.last
-            key = c["method"], c["optimizer"], c["compression"], c["tau"]
-            found[key].append((100 * last["test_accuracy"], 100 * last["compression_factored"]))
-    assert all(len(runs) == SEEDS for runs in found.values())
-    return {key: tuple(zip(*runs, strict=True)) for key, runs in found.items()}
+    """Mean test accuracy by method, optimizer and compression."""
+    return {
+        (s.config["method"], s.config["optimizer"], s.config["compression"]): 100 * s.mean("test_accuracy")
+        for s in settings(read_results(LENET))
+        if s.config["tau"] is None
+    }
 
 
-def test_tables_of_accuracies(accuracies):
-    """Mean, standard deviation and mean compression in the tables of the evidence."""
+@pytest.mark.parametrize("results", [LENET])
+@pytest.mark.parametrize("decides", ["compression", "tau"])
+def test_tables_of_accuracies(results, decides):
+    """The tables of the evidence are those of the report."""
     page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
-
-    def line(method, optimizer, keys):
-        cells = []
-        for key in keys:
-            accuracy, compression = accuracies[(method, optimizer, *key)]
-            deviation = statistics.stdev(accuracy)
-            cells.append(
-                f"{statistics.mean(accuracy):.2f} ± {deviation:.2f} ({statistics.mean(compression):.1f})"
-            )
-        return " | ".join([f"| {LABELS[method, optimizer]}", *cells]) + " |"
-
-    combinations = {key[:2] for key in accuracies if key[2] is not None}
-    assert len(combinations) == 16
-    for combination in combinations:
-        assert line(*combination, [(size, None) for size in (0.7, 0.8, 0.9, 0.95, 0.97)]) in page
-    for optimizer in ("sgd", "tdlrt"):
-        assert line("tucker", optimizer, [(None, tau) for tau in (0.1, 0.15, 0.2, 0.3, 0.4)]) in page
+    table = size_table(settings(read_results(results)), decides)
+    assert len(table) > 2
+    for cells in table:
+        assert f"| {' | '.join(cells)} |" in page
 
 
 @pytest.mark.parametrize(
@@ -177,4 +140,4 @@ def test_accuracies_at_equal_compression(accuracies, size, sides):
     for column, side in enumerate(sides, start=1):
         cell = row(f"LeNet5 on MNIST, 3 epochs, at {size:.0%}".replace("%", " %"), column)
         for method, optimizer in side:
-            assert f" {statistics.mean(accuracies[method, optimizer, size, None][0]):.2f} %" in f" {cell}"
+            assert f" {accuracies[method, optimizer, size]:.2f} %" in f" {cell}"

@@ -30,7 +30,7 @@ METHODS = {
 PROTOCOL = {  # networks, epochs, seeds
     "cifar10-full": ({"alexnet", "vgg16", "resnet18"}, 120, 20),
     "cifar10-large": ({"vgg16", "resnet18"}, 30, 1),
-    "cifar10-small": ({"vgg-small", "alexnet"}, 10, 3),
+    "cifar10-small": ({"vgg-light", "alexnet"}, 10, 3),
     "tinyimagenet-full": ({"resnet18"}, 120, 20),
 }
 FOLDERS = {"mnist": "mnist_folder", "cifar10": "cifar10_folder", "tinyimagenet": "tiny_imagenet_folder"}

@@ -15,6 +15,7 @@ def parameters(model: nn.Module) -> int:
     [
         ("lenet5", 1, 28, 61_706),
         ("lenet5", 1, 32, 61_706),
+        ("vgg-light", 3, 32, 1_129_514),
         ("vgg-small", 3, 32, 1_148_874),
         ("vgg16", 3, 32, 14_724_042),
         ("resnet18", 3, 32, 11_173_962),
@@ -52,6 +53,7 @@ def test_networks_for_64_pixels_differ_in_the_classifier_alone(name):
     ("name", "kept"),
     [
         ("lenet5", ["conv1", "fc3"]),
+        ("vgg-light", ["conv1", "fc"]),
         ("vgg-small", ["conv1", "fc"]),
         ("vgg16", ["conv1", "fc"]),
         ("alexnet", ["conv1", "fc3"]),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,8 +13,10 @@ import pytest
 
 from tenfold.cli import main
 from tenfold.experiments.evidence import read_evidence, write_evidence
+from tenfold.experiments.evidence_tables import size_table
 from tenfold.experiments.grid import Entry, Sweep, read_sweep, run_id
 from tenfold.experiments.result import Result, read_results
+from tenfold.experiments.summary import settings
 from tenfold.experiments.sweep import RESULTS, SweepRunner
 from tenfold.experiments.training import train
 
@@ -102,7 +105,7 @@ def test_a_killed_sweep_goes_on_and_skips_what_is_done(file, tmp_path, mnist_fol
     assert lines(out) == results
     assert not (out / "runs").exists()
     assert main(["report", str(out)]) == 0
-    assert "| tucker, tdlrt" in (out / "report.md").read_text()
+    assert "| TDLRT" in (out / "report.md").read_text()
 
 
 def test_a_run_that_cannot_be_done_does_not_stop_the_others(tiny, tmp_path, capfd):
@@ -170,34 +173,48 @@ def test_tables_average_over_seeds(tmp_path):
     (tmp_path / "a.jsonl").write_text("".join(result.to_line() for result in results))
     written = write_evidence(tmp_path / "out", read_evidence(tmp_path))
     text = (tmp_path / "out" / "report.md").read_text()
-    row = next(line for line in text.splitlines() if line.startswith("| tucker, sgd"))
+    row = next(line for line in text.splitlines() if re.match(r"\| RiemannianSGD *\| compression 0.8", line))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells == [
-        *("tucker, sgd", "compression 0.8", "0.1", "3", "90.00 ± 2.00 %", "82.0 %", "80.0 %", "1,000"),
+        *("RiemannianSGD", "compression 0.8", "0.1", "3", "90.00 ± 2.00 %", "82.0 %", "80.0 %", "1,000"),
         *("10.0 ms", "1,024 MiB", "1"),
     ]
     assert "5 runs and 1 trials" in text
     times = {
         line.split("|")[1].strip(): line.split("|")[3].strip() for line in text.splitlines() if "| " in line
     }
-    assert times["dense, sgd"] == "2"
-    assert times["tucker, sgd"] == "not reached"
+    assert times["dense, SGD"] == "2"
+    assert times["RiemannianSGD"] == "not reached"
     assert all(path.stat().st_size > 1000 for path in written[1:])
     assert {path.name.removeprefix("cifar10-vgg16-") for path in written[1:]} == {
         *("accuracy.png", "variance.png", "ranks.png", "time.png", "memory.png")
     }
 
 
-def test_settings_are_told_apart_by_when_ranks_are_adapted():
-    from tenfold.experiments.summary import settings
+def test_sizes_are_columns():
+    """Seeds that some sizes lack are told, and what stands at no size is left out."""
+    results = [
+        made_up(compression=size, seed=seed, accuracy=size) for size in (0.9, 0.8) for seed in range(2)
+    ]
+    results += [made_up("loose-cp", "adamw", compression=0.8, accuracy=0.5), made_up("dense")]
+    results += [made_up(compression=0.9, seed=2, accuracy=0.96), made_up(rank=0.5, tau=0.1, accuracy=0.7)]
+    group = settings(results)
+    assert size_table(group, "compression") == [
+        ["weights, optimizer", "seeds", "compression 0.8", "compression 0.9"],
+        ["RiemannianSGD", "2 to 3", "80.00 ± 0.00 (82.0)", "92.00 ± 3.46 (82.0)"],
+        ["loose CP factors, AdamW", "1", "50.00 (82.0)", "–"],
+    ]
+    assert size_table(group, "tau")[1:] == [["RiemannianSGD, by tolerance", "1", "70.00 (82.0)"]]
 
+
+def test_settings_are_told_apart_by_when_ranks_are_adapted():
     results = [made_up(tau=0.1), made_up(tau=0.1, adapt_start=40), made_up(adapt_start=40)]
     results += [made_up(tau=0.1, adapt_every=0)]
     assert [setting.label for setting in settings(results)] == [
-        "tucker, sgd, by tolerance",
-        "tucker, sgd, by tolerance, from step 40",
-        "tucker, sgd, from step 40",
-        "tucker, sgd, fixed ranks",
+        "RiemannianSGD, by tolerance",
+        "RiemannianSGD, by tolerance, from step 40",
+        "RiemannianSGD, from step 40",
+        "RiemannianSGD, fixed ranks",
     ]
 
 
@@ -215,7 +232,7 @@ def test_robustness_counts_steps_to_the_best_loose_run(tmp_path):
         if line.startswith("| 2 ")
     ]
     steps = {row[1]: int(row[6]) for row in rows}
-    assert steps["loose-tucker, sgd"] > 1.5 * steps["tucker, sgd"]
+    assert steps["loose Tucker factors, SGD"] > 1.5 * steps["RiemannianSGD"]
     assert (tmp_path / "mnist-lenet5-robustness.png").exists()
 
 
