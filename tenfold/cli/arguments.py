@@ -83,6 +83,12 @@ def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="in [0, 1), instead of --rank, and to prune: 1 - stored / dense over the layers concerned",
     )
     low_rank.add_argument(
+        "--start-compression",
+        type=float,
+        metavar="C",
+        help="start at this smaller compression and reach --compression after half of the steps",
+    )
+    low_rank.add_argument(
         "--decay",
         type=float,
         metavar="D",

@@ -27,13 +27,14 @@ PLACE_FIELDS = ("data_dir", "device", "checkpoint_every")
 """Where a run takes place and is saved, not what it computes; a resumed run may change these alone."""
 
 _LOW_RANK_DEFAULTS: dict[str, Any] = {"rank": 0.5, "tau": 0.15, "adapt_every": 10, "damping": 0.05}
-_OF_SOME_METHODS = (*_LOW_RANK_DEFAULTS, "compression", "decay", "adapt_start")
+_OF_SOME_METHODS = (*_LOW_RANK_DEFAULTS, "compression", "start_compression", "decay", "adapt_start")
 _LARGEST = sys.float_info.max
 _ADAPTIVE_LR = 0.005  # of the adaptive optimizers, whatever the data
 # Fields that runs of earlier versions do not have, with what they did.
 _ADDED_LATER: dict[str, Any] = {
     "optimizer": "sgd",
     "compression": None,
+    "start_compression": None,
     "decay": None,
     "adapt_start": None,
     "on_nan": "raise",
@@ -74,6 +75,9 @@ class TrainConfig:
         In [0, 1): 1 − stored / dense over the factored or pruned layers. For the factored methods instead of
         `rank`: every layer starts at the largest fraction of its full rank that gives it. Without `tau`, the
         ranks of ``"tucker"`` are then redistributed among the layers at this compression.
+    start_compression : float, optional
+        In (0, compression]: layers start at this compression instead, and what they store falls geometrically
+        until half of the steps are done; from then on ranks stay. For ``"tucker"`` with a `compression`.
     decay : float, optional
         At least 1: the weights of the factored layers start with singular values in the proportion
         1, 1 / decay, 1 / decay², … (:mod:`tenfold.experiments.decay`). For ``"tucker"`` and the loose
@@ -134,6 +138,7 @@ class TrainConfig:
     optimizer: str = "sgd"
     rank: float | int | None = None
     compression: float | None = None
+    start_compression: float | None = None
     decay: float | None = None
     tau: float | None = None
     adapt_every: int | None = None
@@ -244,6 +249,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not (_is_number(value) and 0 <= value < 1):
                 raise ValueError(f"{name} must be a number in [0, 1), not {brief(value)}")
+        self._check_start_compression()
         if self.adapt_every is not None:
             _check_integer("adapt_every", self.adapt_every, 0)
             if moves_on_the_beat(self.optimizer) and self.adapt_every == 0:
@@ -259,6 +265,19 @@ class TrainConfig:
             raise ValueError(f"damping must be a number, at least 0, not {brief(self.damping)}")
         if self.decay is not None and not (_is_number(self.decay) and self.decay >= 1):
             raise ValueError(f"decay must be a number, at least 1, not {brief(self.decay)}")
+
+    def _check_start_compression(self) -> None:
+        start, end = self.start_compression, self.compression
+        if start is None:
+            return
+        if end is None or self.tau is not None:
+            raise ValueError("start_compression needs a compression to fall to, and no tau")
+        if not (_is_number(start) and 0 < start <= end):
+            raise ValueError(
+                f"start_compression must be a number in (0, compression] = (0, {end:g}], not {brief(start)}"
+            )
+        if not self.adapt_every:
+            raise ValueError("start_compression needs adapt_every to be at least 1, so that ranks can fall")
 
     def _check_nothing_is_ignored(self) -> None:
         given = [name for name in _OF_SOME_METHODS if getattr(self, name) is not None]
@@ -282,7 +301,7 @@ class TrainConfig:
     def identity(self) -> dict[str, Any]:
         """The fields that decide the result; the youngest of them only where they are not the default."""
         values = {name: value for name, value in asdict(self).items() if name not in PLACE_FIELDS}
-        for name in ("on_nan", "adapt_start"):
+        for name in ("on_nan", "adapt_start", "start_compression"):
             if values[name] == _ADDED_LATER[name]:
                 del values[name]  # runs of earlier versions keep their identity
         if self.on_nan == "rollback":

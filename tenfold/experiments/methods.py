@@ -82,10 +82,10 @@ def make_optimizer(config: TrainConfig, model: nn.Module, total_steps: int) -> t
     if moves_on_the_beat(config.optimizer):
         assert config.adapt_every is not None  # the configuration sees to it
         # The last interval keeps the ranks, so that the network does not end in augmented bases.
-        options["rank_adaptation"] = _rank_policy(config, total_steps - config.adapt_every)
+        options["rank_adaptation"] = _rank_policy(config, total_steps, total_steps - config.adapt_every)
         options |= {"integrator": "fused", "model": model, "core_steps": config.adapt_every}
     else:
-        options["rank_adaptation"] = _rank_policy(config)
+        options["rank_adaptation"] = _rank_policy(config, total_steps)
         options["damping"] = config.damping or None  # 0 is the exact geometry
     return _ON_MANIFOLDS[config.optimizer](model.parameters(), **options)
 
@@ -127,14 +127,17 @@ def _rank(model: nn.Module, names: list[str], config: TrainConfig) -> float | in
         assert config.rank is not None  # a low-rank configuration has a rank or a compression
         return config.rank
     shapes = [tuple(model.get_submodule(name).get_parameter("weight").shape) for name in names]
-    return rank_for_compression(config.method, shapes, config.compression)
+    start = config.compression if config.start_compression is None else config.start_compression
+    return rank_for_compression(config.method, shapes, start)
 
 
-def _rank_policy(config: TrainConfig, stop: int | None = None) -> RankPolicy | None:
+def _rank_policy(config: TrainConfig, total_steps: int, stop: int | None = None) -> RankPolicy | None:
     """By the tolerance, or without one by the compression; none where ranks are not adapted."""
     if not config.adapt_every:
         return None
     start = config.adapt_start or 0
+    if config.start_compression is not None:
+        stop = max(total_steps // 2, start + config.adapt_every)
     beat: dict[str, Any] = {
         "every": config.adapt_every,
         "start": start,
@@ -143,4 +146,6 @@ def _rank_policy(config: TrainConfig, stop: int | None = None) -> RankPolicy | N
     if config.tau is not None:
         return RankAdaptation(tol=config.tau, **beat)
     assert config.compression is not None  # one of the two decides
-    return BudgetAdaptation(compression=config.compression, **beat)
+    if config.start_compression is None:
+        return BudgetAdaptation(config.compression, **beat)
+    return BudgetAdaptation(config.start_compression, final_compression=config.compression, **beat)

@@ -44,6 +44,8 @@ class Setting:
             how.append("fixed ranks")
         elif self.config["tau"] is not None:
             how.append("by tolerance")
+        if self.config.get("start_compression"):
+            how.append(f"from compression {self.config['start_compression']:g}")
         if self.config.get("adapt_start"):
             how.append(f"from step {self.config['adapt_start']}")
         return ", ".join(how)

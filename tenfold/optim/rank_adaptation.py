@@ -28,8 +28,8 @@ class RankAdaptation(RankPolicy):
     tol : float
         The tolerance ``tau`` in [0, 1). Values between 0.05 and 0.1 are good starting points.
     final_tol : float or None
-        The tolerance at step ``stop``, approached geometrically from ``tol`` at step ``start`` (linearly
-        if one of them is 0); None keeps ``tol``.
+        The tolerance of the last decision before ``stop``, approached geometrically from ``tol`` at step
+        ``start`` (linearly if one of them is 0); None keeps ``tol``.
     min_rank, max_rank, every, start, stop, multiple_of, hysteresis
         As for :class:`RankPolicy`.
 
@@ -63,9 +63,9 @@ class RankAdaptation(RankPolicy):
 
     def tolerance(self, step: int) -> float:
         """The tolerance of a step, counted from 1."""
-        if self.final_tol is None or self.stop is None or self.stop == self.start:
+        if self.final_tol is None:
             return self.tol
-        part = min(max((step - self.start) / (self.stop - self.start), 0.0), 1.0)
+        part = self.progress(step)
         if self.tol and self.final_tol:
             return math.exp((1 - part) * math.log(self.tol) + part * math.log(self.final_tol))
         return (1 - part) * self.tol + part * self.final_tol

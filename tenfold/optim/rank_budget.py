@@ -26,6 +26,9 @@ class BudgetAdaptation(RankPolicy):
     ----------
     compression : float
         ``1 - stored / dense`` over the parameters of the group, in (0, 1).
+    final_compression : float or None
+        The compression of the last decision before ``stop``, at least ``compression``. Between ``start`` and
+        it the share that is stored falls geometrically; None keeps ``compression``.
     min_rank, max_rank, every, start, stop, multiple_of, hysteresis
         As for :class:`RankPolicy`; the limits, rounding and hysteresis come after the budget and may
         exceed it.
@@ -33,25 +36,59 @@ class BudgetAdaptation(RankPolicy):
     Raises
     ------
     ValueError
-        If an argument is out of range; in a step, if the lowest allowed ranks exceed the budget.
+        If an argument is out of range, or ``final_compression`` is given without a ``stop`` that leaves time
+        for a decision; in a step, if the lowest allowed ranks exceed the budget.
+
+    Notes
+    -----
+    With a budget that falls, training itself chooses the directions to keep among more than there is room for
+    in the end.
 
     References
     ----------
     Bini et al., "GeoLoRA: geometric integration for parameter efficient fine-tuning", 2024
-    (arXiv 2410.18720), for the global ranking.
+    (arXiv 2410.18720), for the global ranking. Zhang et al., "AdaLoRA: adaptive budget allocation for
+    parameter-efficient fine-tuning", ICLR 2023, for a budget that falls.
+
+    Examples
+    --------
+    >>> policy = BudgetAdaptation(0.5, final_compression=0.9, every=10, stop=1000)
+    >>> [round(policy.budget(step), 2) for step in (10, 500, 1000)]
+    [0.51, 0.78, 0.9]
     """
 
     compression: float
+    final_compression: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.compression < 1:
             raise ValueError(f"compression must lie in (0, 1), got {self.compression}")
+        if self.final_compression is None:
+            return
+        if not self.compression <= self.final_compression < 1:
+            raise ValueError(
+                f"final_compression must lie in [compression, 1) = [{self.compression}, 1), "
+                f"got {self.final_compression}"
+            )
+        if self.stop is None or self.stop - self.start < self.every:
+            raise ValueError(
+                f"final_compression is never reached: there is no decision between start={self.start} and "
+                f"stop={self.stop} with every={self.every}"
+            )
+
+    def budget(self, step: int) -> float:
+        """The compression that a step, counted from 1, asks for."""
+        if self.final_compression is None:
+            return self.compression
+        part = self.progress(step)
+        return 1 - (1 - self.compression) ** (1 - part) * (1 - self.final_compression) ** part
 
     def wanted(
         self, pending: Sequence[Pending], limits: Sequence[list[tuple[int, int]]], step: int
     ) -> list[Ranks]:
-        allowed = (1 - self.compression) * sum(item.manifold.dense_size for item in pending)
+        compression = self.budget(step)
+        allowed = (1 - compression) * sum(item.manifold.dense_size for item in pending)
         ranks = [[high for _, high in bounds] for bounds in limits]
         sizes = [_size(item.manifold, r) for item, r in zip(pending, ranks, strict=True)]
         energies = [_energies(item) for item in pending]
@@ -72,7 +109,7 @@ class BudgetAdaptation(RankPolicy):
             if not queue:
                 raise ValueError(
                     f"the lowest ranks allowed need {sum(sizes)} parameters, but compression "
-                    f"{self.compression} leaves {int(allowed)}: lower min_rank or compression"
+                    f"{compression:g} leaves {int(allowed)}: lower min_rank or compression"
                 )
             _, n, k, rank = heapq.heappop(queue)
             if rank != ranks[n][k]:

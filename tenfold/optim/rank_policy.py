@@ -105,6 +105,16 @@ class RankPolicy(abc.ABC):
         """Whether step number ``step``, counted from 1, ends an interval, with or without a decision."""
         return (step - self.start) % self.every == 0
 
+    def progress(self, step: int) -> float:
+        """How far step number ``step`` is on the way from ``start`` to the last decision, in [0, 1].
+
+        It is 1 where ``stop`` leaves no decision, and always 0 without a ``stop``.
+        """
+        if self.stop is None:
+            return 0.0
+        length = (self.stop - self.start) // self.every * self.every
+        return min(max((step - self.start) / length, 0.0), 1.0) if length else 1.0
+
     @abc.abstractmethod
     def wanted(
         self, pending: Sequence[Pending], limits: Sequence[list[tuple[int, int]]], step: int

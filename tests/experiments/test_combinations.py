@@ -52,6 +52,26 @@ def test_it_learns_at_the_compression_asked_for(tiny, tmp_path, method, optimize
     assert run.last.dense_parameters == 61_706
 
 
+def falling(tiny, folder, optimizer):
+    """Compressions after each of eight epochs, from 0.5 to 0.9."""
+    run = config(tiny, "tucker", optimizer, epochs=8, compression=0.9, start_compression=0.5)
+    return [record.compression_factored for record in train(run, folder).records]
+
+
+def test_ranks_fall_to_the_compression_by_the_middle(tiny, tmp_path):
+    reached = falling(tiny, tmp_path, "adamw")
+    assert 0.5 < reached[0] < reached[1] < reached[2] < reached[3]
+    assert reached[3:] == [reached[3]] * 5
+    assert 0.9 <= reached[-1] < 0.92
+
+
+def test_ranks_fall_where_bases_are_augmented_between(tiny, tmp_path):
+    """There an epoch may end between an augmentation and the truncation that follows it."""
+    reached = falling(tiny, tmp_path, "tdlrt")
+    assert reached[4:] == [reached[4]] * 4
+    assert 0.9 <= reached[-1] < 0.92
+
+
 def test_the_losses_of_a_record_average_its_steps(tiny, tmp_path):
     diary = Diary()
     record = train(tiny(method="dense", batch_size=4, epochs=1), tmp_path, observer=diary).last  # 16 steps

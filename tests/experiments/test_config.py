@@ -94,6 +94,21 @@ def test_nothing_is_silently_ignored_by_the_dense_method(given):
         ({"adapt_every": 0, "adapt_start": 5}, "adapt_start has no effect where adapt_every=0"),
         ({"adapt_start": 0}, "adapt_start must be at least 1"),
         ({"method": "loose-cp", "adapt_start": 5}, "adapt_start has no effect on the method 'loose-cp'"),
+        (
+            {"method": "loose-cp", "compression": 0.5, "start_compression": 0.2},
+            "start_compression has no effect on the method 'loose-cp'",
+        ),
+        ({"start_compression": 0.5}, "start_compression needs a compression to fall to, and no tau"),
+        (
+            {"start_compression": 0.5, "compression": 0.9, "tau": 0.1},
+            "needs a compression to fall to, and no",
+        ),
+        ({"start_compression": 0.9, "compression": 0.5}, r"\(0, compression\] = \(0, 0\.5\], not 0\.9"),
+        ({"start_compression": 0, "compression": 0.5}, r"start_compression must be a number in \(0, "),
+        (
+            {"start_compression": 0.2, "compression": 0.5, "adapt_every": 0},
+            "start_compression needs adapt_every to be at least 1",
+        ),
         ({"rank": 0.5, "compression": 0.5}, "rank and compression both say how large the factors are"),
     ],
 )
@@ -116,10 +131,16 @@ def test_every_method_has_a_recipe_with_each_of_its_optimizers(method):
 
 def test_runs_of_earlier_versions_are_understood():
     later = ("optimizer", "compression", "decay", "adapt_start", "on_nan", "checkpoint_every")
+    later += ("start_compression",)
     old = {k: v for k, v in TrainConfig().to_dict().items() if k not in later}
     assert TrainConfig.from_dict(old) == TrainConfig()
-    assert not {"adapt_start", "on_nan"} & set(TrainConfig().identity())  # which is what a sweep goes by
+    assert not {"adapt_start", "on_nan", "start_compression"} & set(
+        TrainConfig().identity()
+    )  # which is what a sweep goes by
     assert TrainConfig(adapt_start=5).identity()["adapt_start"] == 5
+    falling = TrainConfig(compression=0.9, start_compression=0.5)
+    assert falling.identity()["start_compression"] == 0.5
+    assert falling.dense_twin().start_compression is None
 
 
 def test_the_dense_twin_differs_in_the_weights_alone():

@@ -39,7 +39,8 @@ FOLDERS = {"mnist": "mnist_folder", "cifar10": "cifar10_folder", "tinyimagenet":
 def kind(config: TrainConfig) -> tuple:
     """What makes a run another one than in size, length, seed, network and data."""
     sizes = (config.tau is None, config.compression is None, config.decay is None, config.adapt_every == 0)
-    return config.method, config.optimizer, config.schedule, config.amp, *sizes
+    falling = config.start_compression is not None
+    return config.method, config.optimizer, config.schedule, config.amp, falling, *sizes
 
 
 CONFIGS = [entry.config for sweep in SWEEPS.values() for entry in sweep.entries]

@@ -193,10 +193,8 @@ def test_tables_average_over_seeds(tmp_path):
 
 def test_sizes_are_columns():
     """Seeds that some sizes lack are told, and what stands at no size is left out."""
-    results = [
-        made_up(compression=size, seed=seed, accuracy=size) for size in (0.9, 0.8) for seed in range(2)
-    ]
-    results += [made_up("loose-cp", "adamw", compression=0.8, accuracy=0.5), made_up("dense")]
+    results = [made_up(compression=c, seed=seed, accuracy=c) for c in (0.9, 0.8) for seed in range(2)]
+    results += [made_up("loose-cp", optimizer="adamw", compression=0.8, accuracy=0.5), made_up("dense")]
     results += [made_up(compression=0.9, seed=2, accuracy=0.96), made_up(rank=0.5, tau=0.1, accuracy=0.7)]
     group = settings(results)
     assert size_table(group, "compression") == [
@@ -209,12 +207,13 @@ def test_sizes_are_columns():
 
 def test_settings_are_told_apart_by_when_ranks_are_adapted():
     results = [made_up(tau=0.1), made_up(tau=0.1, adapt_start=40), made_up(adapt_start=40)]
-    results += [made_up(tau=0.1, adapt_every=0)]
+    results += [made_up(tau=0.1, adapt_every=0), made_up(start_compression=0.5)]
     assert [setting.label for setting in settings(results)] == [
         "RiemannianSGD, by tolerance",
         "RiemannianSGD, by tolerance, from step 40",
         "RiemannianSGD, from step 40",
         "RiemannianSGD, fixed ranks",
+        "RiemannianSGD, from compression 0.5",
     ]
 
 

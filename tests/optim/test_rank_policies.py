@@ -1,6 +1,7 @@
 """Policies: the same protocol, different wishes."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from tenfold.optim import (
     RankAdaptation,
     RiemannianSGD,
 )
-from tests.optim.problems import MANIFOLDS, dense, descend, generator, parameter, target
+from tests.optim.problems import MANIFOLDS, dense, descend, distance, generator, parameter, target
 
 
 def pending(manifold, seed=0):
@@ -84,6 +85,47 @@ def test_tolerance_is_annealed():
         RankAdaptation(0.1, final_tol=0.01)
 
 
+@pytest.mark.parametrize(
+    ("start", "every", "stop", "last"), [(0, 1, 10, 10), (3, 4, 14, 11), (5, 10, 15, 15)]
+)
+def test_goals_are_reached_in_the_last_decision(start, every, stop, last):
+    beat = {"start": start, "every": every, "stop": stop}
+    policies = (
+        RankAdaptation(0.2, final_tol=0.002, **beat),
+        BudgetAdaptation(0.5, final_compression=0.9, **beat),
+    )
+    due = [step for step in range(1, 30) if policies[0].due(step)]
+    assert due[-1] == last
+    assert policies[0].tolerance(last) == pytest.approx(0.002)
+    assert policies[1].budget(last) == pytest.approx(0.9)
+    assert policies[0].progress(start) == 0
+    assert policies[0].progress(stop) == 1
+    shares = [1 - policies[1].budget(step) for step in (start, *due)]
+    ratios = [b / a for a, b in itertools.pairwise(shares)]
+    assert shares[0] == pytest.approx(0.5)
+    assert ratios == pytest.approx([0.2 ** (1 / len(due))] * len(due))
+    assert BudgetAdaptation(0.5, **beat).budget(last) == 0.5
+
+
+def test_a_budget_that_falls_is_met_in_every_decision():
+    shapes = (12, 10, 8), (16, 9, 7)
+    params = [parameter(TuckerManifold(shape, 6)) for shape in shapes]
+    goals = [target(p.manifold) for p in params]
+    policy = BudgetAdaptation(0.5, final_compression=0.9, every=2, stop=9)
+    optimizer = RiemannianSGD(params, lr=0.1, momentum=0.5, rank_adaptation=policy)
+    dense_size = sum(p.manifold.dense_size for p in params)
+    stored = []
+    for step in range(1, 13):
+        optimizer.zero_grad()
+        sum(distance(p, goal) for p, goal in zip(params, goals, strict=True)).backward()
+        optimizer.step()
+        stored.append(sum(p.manifold.size for p in params))
+        if policy.due(step):
+            assert stored[-1] <= (1 - policy.budget(step)) * dense_size
+    assert stored[1] > stored[3] > stored[7] == stored[-1]
+    assert stored[-1] <= 0.1 * dense_size
+
+
 def test_multiples_and_hysteresis():
     manifold = TuckerManifold((40, 30, 9), (20, 12, 9))
     item = pending(manifold)
@@ -101,6 +143,7 @@ def test_multiples_and_hysteresis():
         RankAdaptation(0.2, final_tol=0.1, stop=20, hysteresis=0.1),
         EnergyAdaptation(0.2, multiple_of=2),
         BudgetAdaptation(0.3, every=2),
+        BudgetAdaptation(0.2, final_compression=0.4, every=2, stop=8),
     ],
     ids=lambda policy: type(policy).__name__,
 )
@@ -125,6 +168,13 @@ def test_every_policy_trains_and_travels_through_a_state_dict(policy):
     ("make", "message"),
     [
         (lambda: BudgetAdaptation(1.0), "compression"),
+        (lambda: BudgetAdaptation(0.5, final_compression=0.4, stop=9), "final_compression must lie in"),
+        (lambda: BudgetAdaptation(0.5, final_compression=1.0, stop=9), "final_compression must lie in"),
+        (
+            lambda: BudgetAdaptation(0.5, final_compression=0.9),
+            "there is no decision between start=0 and stop=None",
+        ),
+        (lambda: BudgetAdaptation(0.5, final_compression=0.9, every=5, start=6, stop=10), "never reached"),
         (lambda: EnergyAdaptation(1.0), "tolerance"),
         (lambda: RankAdaptation(0.1, multiple_of=0), "multiple_of"),
         (lambda: RankAdaptation(0.1, hysteresis=-1.0), "hysteresis"),
