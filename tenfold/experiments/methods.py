@@ -70,6 +70,11 @@ def make_optimizer(config: TrainConfig, model: nn.Module, total_steps: int) -> t
 
     Plain parameters move in the same way under every method with the same optimizer: runs differ in the
     factored weights alone. ``"muon"`` moves them by AdamW.
+
+    Raises
+    ------
+    ValueError
+        Ranks are to fall, and no step decides on them in time.
     """
     options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.optimizer.endswith("adamw"):
@@ -137,7 +142,13 @@ def _rank_policy(config: TrainConfig, total_steps: int, stop: int | None = None)
         return None
     start = config.adapt_start or 0
     if config.start_compression is not None:
-        stop = max(total_steps // 2, start + config.adapt_every)
+        stop = total_steps // 2
+        if stop - start < config.adapt_every:
+            raise ValueError(
+                f"start_compression={config.start_compression:g} never reaches compression="
+                f"{config.compression:g}: with adapt_every={config.adapt_every} no ranks are decided between "
+                f"step {start} and the middle of the {total_steps} steps"
+            )
     beat: dict[str, Any] = {
         "every": config.adapt_every,
         "start": start,

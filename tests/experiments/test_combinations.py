@@ -65,6 +65,13 @@ def test_ranks_fall_to_the_compression_by_the_middle(tiny, tmp_path):
     assert 0.9 <= reached[-1] < 0.92
 
 
+def test_a_run_too_short_for_its_compression_is_refused(tiny, tmp_path):
+    run = config(tiny, "tucker", "sgd", compression=0.9, start_compression=0.5, adapt_every=5)
+    with pytest.raises(ValueError, match="no ranks are decided between step 0 and the middle of the 8 steps"):
+        train(run, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_ranks_fall_where_bases_are_augmented_between(tiny, tmp_path):
     """There an epoch may end between an augmentation and the truncation that follows it."""
     reached = falling(tiny, tmp_path, "tdlrt")
