@@ -94,14 +94,17 @@ def test_adapters():
         "adalora": (2, "AdaLoRA"),
     }
     for method, (column, name) in names.items():
-        test = {lr: 100 * statistics.mean(r["test"] for r in of_lr) for lr, of_lr in runs[method].items()}
+        test = {lr: statistics.fmean(r["test"] for r in of_lr) for lr, of_lr in runs[method].items()}
         validation = {
-            lr: statistics.mean(r["validation"] for r in of_lr) for lr, of_lr in runs[method].items()
+            lr: round(statistics.mean(r["validation"] for r in of_lr), 9)
+            for lr, of_lr in sorted(runs[method].items())
         }
-        spread = max(test.values()) - min(test.values())
+        spread = 100 * (max(test.values()) - min(test.values()))
         assert f"{name} {spread:.1f}" in row("adapters of a sentence encoder, spread", column)
         best = max(validation, key=validation.__getitem__)
-        assert f"{name} {test[best]:.2f} %" in row("adapters of a sentence encoder, test", column)
+        assert f"{name} {test[best]:.2%}".replace("%", " %") in row(
+            "adapters of a sentence encoder, test", column
+        )
 
 
 @pytest.fixture(scope="module")
