@@ -192,9 +192,9 @@ def test_tables_average_over_seeds(tmp_path):
 
 
 def test_sizes_are_columns():
-    """Seeds that some sizes lack are told, and what stands at no size is left out."""
-    results = [made_up(compression=c, seed=seed, accuracy=c) for c in (0.9, 0.8) for seed in range(2)]
-    results += [made_up("loose-cp", optimizer="adamw", compression=0.8, accuracy=0.5), made_up("dense")]
+    """Rows in the order of the methods; seeds that some sizes lack are told; what has no size is left out."""
+    results = [made_up("loose-cp", optimizer="adamw", compression=0.8, accuracy=0.5), made_up("dense")]
+    results += [made_up(compression=c, seed=seed, accuracy=c) for c in (0.9, 0.8) for seed in range(2)]
     results += [made_up(compression=0.9, seed=2, accuracy=0.96), made_up(rank=0.5, tau=0.1, accuracy=0.7)]
     group = settings(results)
     assert size_table(group, "compression") == [
