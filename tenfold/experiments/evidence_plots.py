@@ -80,18 +80,19 @@ def plot_rank_evolution(path: Path, group: Sequence[Setting]) -> None:
                 continue
             steps = [step for step, _ in result.ranks] + [end]
             values = [max(ranks[layer]) for _, ranks in result.ranks]
-            label = f"{setting.config['optimizer']}, {setting.size}"
+            label = f"{setting.label}, {setting.size}"
             colour = shades(index / max(1, len(adaptive) - 1))
             panel.step(steps, [*values, values[-1]], where="post", label=label, color=colour)
             panel.set_title(layer, fontsize="medium")
-            panel.set_ylim(bottom=0)
     for panel in panels[len(layers) :]:
         panel.set_visible(False)
     for panel in panels[: len(layers)]:
         panel.set_xlabel("step")
+        panel.tick_params(labelbottom=True)
+        panel.set_ylim(bottom=0)  # last: it keeps the upper end as it is then
     figure.supylabel("largest rank")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize="x-small")
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize="x-small")
     write_figure(figure, path)
 
 
