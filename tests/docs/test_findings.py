@@ -21,6 +21,7 @@ ROWS = [
 ]
 DECAY = ROOT / "docs" / "evidence" / "mnist-decay" / "results.jsonl"
 LENET = ROOT / "docs" / "evidence" / "mnist-lenet5" / "results.jsonl"
+CIFAR = ROOT / "docs" / "evidence" / "cifar10-small" / "results.jsonl"
 ADAPTERS = ROOT / "docs" / "evidence" / "adapters.jsonl"
 
 
@@ -117,8 +118,9 @@ def accuracies():
     }
 
 
-@pytest.mark.parametrize("results", [LENET])
-@pytest.mark.parametrize("decides", ["compression", "tau"])
+@pytest.mark.parametrize(
+    ("results", "decides"), [(LENET, "compression"), (LENET, "tau"), (CIFAR, "compression")]
+)
 def test_tables_of_accuracies(results, decides):
     """The tables of the evidence are those of the report."""
     page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
@@ -144,3 +146,27 @@ def test_accuracies_at_equal_compression(accuracies, size, sides):
         cell = row(f"LeNet5 on MNIST, 3 epochs, at {size:.0%}".replace("%", " %"), column)
         for method, optimizer in side:
             assert f" {accuracies[method, optimizer, size]:.2f} %" in f" {cell}"
+
+
+def test_accuracies_on_cifar10():
+    """Budgets that fall and budgets from the start, beside loose factors and the dense network."""
+    percent = {}
+    for setting in settings(read_results(CIFAR)):
+        c = setting.config
+        key = c["method"], c["optimizer"], c.get("start_compression")
+        percent[key] = f"{100 * setting.mean('test_accuracy'):.2f} %"
+    vgg = "| light VGG on CIFAR-10, 10 epochs, at 90 % compression"
+
+    def line(beginning):
+        (found,) = (line for line in PAGE.splitlines() if line.startswith(beginning))
+        return found
+
+    adamw, sgd, dense = line(f"{vgg}, AdamW"), line("| the same, SGD |"), line(f"{vgg} |")
+    for rows, optimizer in ((adamw, "adamw"), (sgd, "sgd")):
+        falling, constant = percent["tucker", optimizer, 0.5], percent["tucker", optimizer, None]
+        assert f": {falling}, budget from the start: {constant}" in rows
+        assert f"loose Tucker {percent['loose-tucker', optimizer, None]}" in rows
+    assert f"`TDLRT` {percent['tucker', 'tdlrt', 0.5]} and {percent['tucker', 'tdlrt', None]} " in sgd
+    assert f"loose CP {percent['loose-cp', 'adamw', None]}" in adamw
+    assert f"loose matrix {percent['loose-matrix', 'adamw', None]}" in adamw
+    assert f": {percent['tucker', 'adamw', 0.5]} | dense, SGD {percent['dense', 'sgd', None]}" in dense
