@@ -292,11 +292,10 @@ def table(rows: list[dict[str, Any]]) -> str:
         runs = complete[lr]
         test = [run["test"] for run in runs]
         spread = f"{statistics.stdev(test):.2%}" if len(test) > 1 else ""
-        validation = statistics.fmean(run["validation"] for run in runs)
         parameters = statistics.fmean(run["parameters"] for run in runs)
         seconds = statistics.median(run["seconds"] for run in runs)
         lines.append(
-            f"| {method} | {lr:g} | {len(runs)} | {statistics.fmean(test):.2%} | {spread} | {validation:.2%} "
+            f"| {method} | {lr:g} | {len(runs)} | {statistics.fmean(test):.2%} | {spread} | {means[lr]:.2%} "
             f"| {parameters:,.0f} | {seconds:.0f} |"
         )
     return "\n".join(lines)

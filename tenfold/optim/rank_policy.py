@@ -108,12 +108,10 @@ class RankPolicy(abc.ABC):
     def progress(self, step: int) -> float:
         """How far step number ``step`` is on the way from ``start`` to the last decision, in [0, 1].
 
-        It is 1 where ``stop`` leaves no decision, and always 0 without a ``stop``.
+        It stays 0 without a ``stop``, and where ``stop`` leaves no decision.
         """
-        if self.stop is None:
-            return 0.0
-        length = (self.stop - self.start) // self.every * self.every
-        return min(max((step - self.start) / length, 0.0), 1.0) if length else 1.0
+        length = 0 if self.stop is None else (self.stop - self.start) // self.every * self.every
+        return min(max((step - self.start) / length, 0.0), 1.0) if length else 0.0
 
     @abc.abstractmethod
     def wanted(

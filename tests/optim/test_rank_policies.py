@@ -81,6 +81,7 @@ def test_tolerance_is_annealed():
     assert policy.tolerance(20) == pytest.approx(0.02)
     assert policy.tolerance(30) == pytest.approx(0.002)
     assert RankAdaptation(0.0, final_tol=0.2, stop=10).tolerance(5) == pytest.approx(0.1)
+    assert RankAdaptation(0.2, final_tol=0.1, start=5, stop=5).tolerance(9) == 0.2  # no decision on the way
     with pytest.raises(ValueError, match="give stop"):
         RankAdaptation(0.1, final_tol=0.01)
 
