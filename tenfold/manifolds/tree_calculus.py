@@ -31,11 +31,8 @@ __all__ = [
     "Frame",
     "add_product",
     "aligned",
-    "augment",
-    "carry_core",
     "dense",
     "dense_tangent",
-    "extend",
     "frame_of",
     "lift",
     "matrix",
@@ -46,8 +43,6 @@ __all__ = [
     "retract",
     "right",
     "some",
-    "transport",
-    "transport_squares",
     "triangular_factors",
     "unmatrix",
 ]
@@ -298,154 +293,6 @@ def aligned(tree: TensorTree, nodes: Nodes, old: Nodes) -> list[torch.Tensor]:
             turn, overlap[v] = qr(basis.mT @ matrix(tree, v, some(lift(tree, v, old[v], overlap))))
             out[v], turned[v] = unmatrix(basis @ turn, out[v]), turn.mT
     return out
-
-
-def transport(
-    tree: TensorTree,
-    nodes: Nodes,
-    tangent: Nodes,
-    frame: Frame,
-    target: Nodes,
-    target_frame: Frame,
-) -> list[torch.Tensor]:
-    """Project the tangent tensor at ``nodes`` on the tangent space at ``target`` (any ranks).
-
-    Complexity: mode products with the nodes only; no QR, no array larger than the nodes.
-    """
-    zero: dict[int, torch.Tensor] = {}
-    one: dict[int, torch.Tensor] = {}
-    lifted: dict[int, torch.Tensor] = {}
-    moved: dict[int, torch.Tensor] = {}
-    for v in tree.bottomup:
-        if v == tree.root:
-            break
-        lifted[v] = some(lift(tree, v, nodes[v], zero))
-        moved[v] = some(lift(tree, v, tangent[v], zero, frame.env, one))
-        basis = matrix(tree, v, target[v])
-        zero[v] = basis.mT @ matrix(tree, v, lifted[v])
-        one[v] = basis.mT @ matrix(tree, v, moved[v])
-    out = list(target)
-    out[tree.root] = tangent[tree.root]
-    # value[v] and slope[v]: the old surroundings of edge v, and their derivative, seen in the new ones.
-    value: dict[int, torch.Tensor] = {}
-    slope: dict[int, torch.Tensor] = {}
-    for v in tree.topdown:
-        node, order = tree.nodes[v], order_of(tree, v)
-        if v != tree.root:
-            old = matrix(tree, v, lifted[v]) @ slope[v]
-            ambient = add_product(old, matrix(tree, v, moved[v]), value[v])
-            inside = zero[v] @ slope[v] + one[v] @ value[v]
-            flat = add_product(ambient, matrix(tree, v, target[v]), inside, -1.0)
-            out[v] = unmatrix(flat, lifted[v])
-        for axis, w in enumerate(node.children):
-            surroundings = some(lift(tree, v, frame.env[w], zero, skip=w))
-            change = some(lift(tree, v, tangent[v], zero, frame.env, one, skip=w))
-            if v != tree.root:
-                surroundings = right(tree, v, surroundings, value[v])
-                change = right(tree, v, change, value[v])
-                static = some(lift(tree, v, nodes[v], zero, skip=w))
-                change = change + right(tree, v, static, slope[v])
-            rows, change = unfold(surroundings, axis, order), unfold(change, axis, order)
-            if v == tree.root and axis == 0:
-                # The product rule along the axis that was left out completes the core.
-                sizes = tuple(target[v].shape[target[v].ndim - order :])
-                out[v] = fold(add_product(zero[w] @ change, one[w], rows), axis, sizes)
-            new = unfold(target_frame.env[w], axis, order).mT
-            value[w], slope[w] = rows @ new, change @ new
-    return out
-
-
-def transport_squares(
-    tree: TensorTree,
-    nodes: Nodes,
-    squares: Nodes,
-    frame: Frame,
-    target: Nodes,
-    target_frame: Frame,
-) -> list[torch.Tensor]:
-    r"""Second moments of uncorrelated coordinates after a change of bases.
-
-    If ``a' = R a`` and the entries of ``a`` are uncorrelated with second moments ``s``, those of ``a'`` are
-    ``(R * R) s``, entrywise. Here ``R`` is the product of the overlaps of old and new bases along every axis.
-    What a new direction does not inherit it takes from the mean of its block.
-    """
-    overlap = _overlaps(tree, nodes, target)
-    squared = {v: item.square() for v, item in overlap.items()}
-    out = list(target)
-    outside: dict[int, torch.Tensor] = {}
-    for v in tree.topdown:
-        order = order_of(tree, v)
-        for axis, w in enumerate(tree.nodes[v].children):
-            seen = some(lift(tree, v, frame.env[w], overlap, skip=w))
-            seen = seen if v == tree.root else right(tree, v, seen, outside[v])
-            outside[w] = unfold(seen, axis, order) @ unfold(target_frame.env[w], axis, order).mT
-        mean = squares[v].mean(dim=tuple(range(-order, 0)), keepdim=True)
-        parts = [some(lift(tree, v, item, squared)) for item in (squares[v], torch.ones_like(squares[v]))]
-        if v != tree.root:
-            parts = [right(tree, v, item, outside[v].square()) for item in parts]
-        inherited, share = parts
-        out[v] = _filled_up(inherited, share, mean)
-    return out
-
-
-def _filled_up(inherited: torch.Tensor, share: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-    """Second moments that are inherited to a share, and for the rest the mean; without cancellation.
-
-    What is small stays small but positive: a quotient by its root must neither fail nor explode.
-    """
-    return inherited + mean * (1 - share).clamp(min=0.0)
-
-
-def _overlaps(tree: TensorTree, nodes: Nodes, target: Nodes) -> dict[int, torch.Tensor]:
-    """New bases times old bases, for every subtree."""
-    overlap: dict[int, torch.Tensor] = {}
-    for v in tree.bottomup:
-        if v != tree.root:
-            old = some(lift(tree, v, nodes[v], overlap))
-            overlap[v] = matrix(tree, v, target[v]).mT @ matrix(tree, v, old)
-    return overlap
-
-
-def carry_core(tree: TensorTree, nodes: Nodes, target: Nodes, core: torch.Tensor) -> torch.Tensor:
-    """A core in the bases of ``nodes``, projected on those of ``target``."""
-    return some(lift(tree, tree.root, core, _overlaps(tree, nodes, target)))
-
-
-def extend(tree: TensorTree, nodes: Nodes, tangent: Nodes, frame: Frame) -> list[torch.Tensor]:
-    """``x + xi`` exactly, as a tree of orthonormal nodes of at most twice the ranks.
-
-    Complexity: per node one QR of its matrix with ``2 r`` columns; the largest array is the core of
-    ranks ``2 r``.
-    """
-    out, zero, one = _extended_bases(tree, nodes, tangent, frame)
-    out[tree.root] = some(lift(tree, tree.root, nodes[tree.root] + tangent[tree.root], zero, frame.env, one))
-    return out
-
-
-def augment(tree: TensorTree, nodes: Nodes, tangent: Nodes, frame: Frame) -> list[torch.Tensor]:
-    """``x`` itself in the bases of :func:`extend`: a core with room for the directions of ``xi``."""
-    out, zero, _ = _extended_bases(tree, nodes, tangent, frame)
-    out[tree.root] = some(lift(tree, tree.root, nodes[tree.root], zero))
-    return out
-
-
-def _extended_bases(
-    tree: TensorTree, nodes: Nodes, tangent: Nodes, frame: Frame
-) -> tuple[list[torch.Tensor], dict[int, torch.Tensor], dict[int, torch.Tensor]]:
-    """Orthonormal bases of old bases and tangent directions, and both in terms of them."""
-    out = list(nodes)
-    zero: dict[int, torch.Tensor] = {}
-    one: dict[int, torch.Tensor] = {}
-    for v in tree.bottomup:
-        if v == tree.root:
-            continue
-        old = some(lift(tree, v, nodes[v], zero))
-        moved = some(lift(tree, v, tangent[v], zero, frame.env, one))
-        rank = old.shape[-1]
-        q, r = qr(torch.cat([matrix(tree, v, old), matrix(tree, v, moved)], dim=-1))
-        zero[v], one[v] = r[..., :rank], r[..., rank:]
-        out[v] = unmatrix(q, old)
-    return out, zero, one
 
 
 def project(tree: TensorTree, nodes: Nodes, bases: Maps) -> list[torch.Tensor]:

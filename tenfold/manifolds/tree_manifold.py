@@ -11,15 +11,16 @@ import geoopt
 import torch
 from typing_extensions import Self
 
-from tenfold.linalg import LINALG_DTYPES, Orthonormalization, left_singular, qr, solve_right_upper, unfold
+from tenfold.linalg import LINALG_DTYPES, Orthonormalization, qr, solve_right_upper, unfold
+from tenfold.manifolds import tree_augmented, tree_damped, tree_moved, tree_transport
 from tenfold.manifolds import tree_calculus as calculus
-from tenfold.manifolds import tree_damped, tree_moved
 from tenfold.manifolds.base import LowRankManifold
 from tenfold.manifolds.tree import TensorTree
 from tenfold.manifolds.tree_calculus import Frame
 from tenfold.manifolds.tree_damped import DampedFrame
 from tenfold.manifolds.tree_lift import tangent_lift
 from tenfold.manifolds.tree_sum import weighted_sum
+from tenfold.manifolds.tree_truncation import TreeTruncation
 from tenfold.manifolds.truncation import Truncation
 
 __all__ = ["TreeManifold"]
@@ -408,7 +409,7 @@ class TreeManifold(LowRankManifold):
         frame: Frame | None = None,
     ) -> torch.Tensor:
         goal = self._goal(target)
-        blocks = calculus.transport(
+        blocks = tree_transport.transport(
             self.tree,
             self.unpack_tensor(x),
             self.unpack_tensor(v),
@@ -428,7 +429,7 @@ class TreeManifold(LowRankManifold):
         frame: Frame | None = None,
     ) -> torch.Tensor:
         goal = self._goal(target)
-        blocks = calculus.transport_squares(
+        blocks = tree_transport.transport_squares(
             self.tree,
             self.unpack_tensor(x),
             self.unpack_tensor(s),
@@ -468,10 +469,10 @@ class TreeManifold(LowRankManifold):
     ) -> Truncation:
         nodes = self.unpack_tensor(x.detach())
         if u is None:
-            return _TreeTruncation.of_nodes(self, nodes)
+            return TreeTruncation.of_nodes(self, nodes)
         tangent = self.unpack_tensor(u.detach())
         sum = tree_moved.moved(self.tree, nodes, tangent, frame or self.frame(x))
-        return _TreeTruncation(self, sum.triangular_factors(), sum.project)
+        return TreeTruncation(self, sum.triangular_factors(), sum.project)
 
     def weighted_sum(self, *parts: tuple[float, TreeManifold, torch.Tensor]) -> Truncation:
         """The spectra of a weighted sum of tensors, ready to be truncated.
@@ -492,7 +493,7 @@ class TreeManifold(LowRankManifold):
             If a manifold has another format or shape.
         """
         nodes = [(scale, self._goal(other).unpack_tensor(x.detach())) for scale, other, x in parts]
-        return _TreeTruncation.of_nodes(self, weighted_sum(self.tree, nodes))
+        return TreeTruncation.of_nodes(self, weighted_sum(self.tree, nodes))
 
     def augment(self, x: torch.Tensor, u: torch.Tensor) -> tuple[Self, torch.Tensor]:
         """The same tensor with room for a tangent vector: every basis extended by the directions of ``u``.
@@ -512,13 +513,13 @@ class TreeManifold(LowRankManifold):
         point : torch.Tensor
             Shape ``(*batch, manifold.size)``.
         """
-        return self._widened(calculus.augment, x, u)
+        return self._widened(tree_augmented.augment, x, u)
 
     def extended(
         self, x: torch.Tensor, u: torch.Tensor, *, frame: Frame | None = None
     ) -> tuple[Self, torch.Tensor]:
         """The sum ``x + u``, exactly, in the bases of :meth:`augment`; arguments and result as there."""
-        return self._widened(calculus.extend, x, u, frame)
+        return self._widened(tree_augmented.extend, x, u, frame)
 
     def feasible(self, x: torch.Tensor) -> tuple[Self, torch.Tensor]:
         """What :meth:`augment` or :meth:`extended` made, at ranks that a tensor can have.
@@ -577,7 +578,7 @@ class TreeManifold(LowRankManifold):
             Shape ``(*batch, *core of y)``.
         """
         old, new = self.unpack_tensor(x), self._goal(target).unpack_tensor(y)
-        return calculus.carry_core(self.tree, old, new, core)
+        return tree_transport.carry_core(self.tree, old, new, core)
 
     def _exact(self, tensor: torch.Tensor) -> tuple[Self, torch.Tensor]:
         tree, lead = self.tree, tensor.ndim - len(self.shape)
@@ -612,51 +613,6 @@ class TreeManifold(LowRankManifold):
         position = self.tree.modes_below(self.tree.root).index(self.tree.nodes[v].modes[0])
         # Everything to the right of a leaf's modes may be merged already, nothing to the left is.
         return position
-
-
-class _TreeTruncation(Truncation):
-    """Truncation by the singular vectors of every edge of the untruncated tensor (HOSVD).
-
-    The error is at most the root of the sum of the squared tails (Grasedyck, "Hierarchical singular
-    value decomposition of tensors", 2010).
-    """
-
-    def __init__(
-        self,
-        manifold: TreeManifold,
-        upper: calculus.Maps,
-        project: Callable[[calculus.Maps], list[torch.Tensor]],
-    ):
-        self._manifold, self._project = manifold, project
-        self._left: dict[int, torch.Tensor] = {}
-        spectra: dict[int, torch.Tensor] = {}
-        for v, factor in upper.items():
-            self._left[v], spectra[v] = left_singular(factor.mT)
-        self.singular_values = tuple(spectra[group[0]] for group in manifold.tree.ranks)
-
-    @classmethod
-    def of_nodes(cls, manifold: TreeManifold, nodes: Sequence[torch.Tensor]) -> _TreeTruncation:
-        """Of the tensor with the given orthonormal nodes."""
-        tree = manifold.tree
-        upper = calculus.triangular_factors(tree, nodes)
-        return cls(manifold, upper, lambda bases: calculus.project(tree, nodes, bases))
-
-    def to(self, rank: int | Sequence[int]) -> tuple[TreeManifold, torch.Tensor]:
-        manifold, tree = self._manifold, self._manifold.tree
-        wanted = (rank,) * len(tree.ranks) if isinstance(rank, int) else tuple(rank)
-        available = tuple(values.shape[-1] for values in self.singular_values)
-        if len(wanted) != len(available) or any(
-            not 1 <= w <= a for w, a in zip(wanted, available, strict=True)
-        ):
-            raise ValueError(f"cannot truncate {manifold.name} ranks {available} to {wanted}")
-        by_edge = tree.edge_ranks(wanted)
-        nodes = self._project({v: left[..., : by_edge[v]] for v, left in self._left.items()})
-        feasible = tree.clip(manifold.shape, wanted)
-        if feasible != wanted:
-            # The product of the other ranks bounds the true rank, so this second cut loses nothing.
-            return _TreeTruncation.of_nodes(manifold, nodes).to(feasible)
-        smaller = manifold.with_rank(wanted)
-        return smaller, smaller.pack_point(*nodes)
 
 
 def _positive(numbers: Sequence[int], name: str) -> tuple[int, ...]:
