@@ -26,8 +26,8 @@ ON_NAN = ("raise", "skip", "rollback")
 PLACE_FIELDS = ("data_dir", "device", "checkpoint_every")
 """Where a run takes place and is saved, not what it computes; a resumed run may change these alone."""
 
-_LOW_RANK_DEFAULTS: dict[str, Any] = {"rank": 0.5, "tau": 0.15, "adapt_every": 10, "damping": 0.05}
-_OF_SOME_METHODS = (*_LOW_RANK_DEFAULTS, "compression", "start_compression", "decay", "adapt_start")
+LOW_RANK_DEFAULTS: dict[str, Any] = {"rank": 0.5, "tau": 0.15, "adapt_every": 10, "damping": 0.05}
+_OF_SOME_METHODS = (*LOW_RANK_DEFAULTS, "compression", "start_compression", "decay", "adapt_start")
 _LARGEST = sys.float_info.max
 _ADAPTIVE_LR = 0.005  # of the adaptive optimizers, whatever the data
 # Fields that runs of earlier versions do not have, with what they did.
@@ -234,7 +234,7 @@ class TrainConfig:
         self._check_nothing_is_ignored()
         choices = choices_of(self.method, self.optimizer)
         replaced = ("rank", "tau") if self.compression is not None else ()
-        for name, default in _LOW_RANK_DEFAULTS.items():
+        for name, default in LOW_RANK_DEFAULTS.items():
             if name in choices and name not in replaced and getattr(self, name) is None:
                 object.__setattr__(self, name, default)
         if is_pruned(self.method) and self.compression is None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tenfold.experiments.combinations import METHODS, OPTIMIZERS, name_of
+from tenfold.experiments.config import LOW_RANK_DEFAULTS
 from tenfold.experiments.result import Result
 
 _SIZES = ("tau", "compression", "rank")
@@ -38,7 +39,7 @@ class Setting:
 
     @property
     def label(self) -> str:
-        """How weights are stored and moved, and on manifolds whether, and from when, ranks are adapted."""
+        """How weights are stored and moved; on manifolds whether, how often and from when ranks adapt."""
         how = [name_of(self.config["method"], self.config["optimizer"])]
         if self._fixed:
             how.append("fixed ranks")
@@ -46,6 +47,8 @@ class Setting:
             how.append("by tolerance")
         if self.config.get("start_compression"):
             how.append(f"from compression {self.config['start_compression']:g}")
+        if self.config["adapt_every"] not in (None, 0, LOW_RANK_DEFAULTS["adapt_every"]):
+            how.append(f"every {self.config['adapt_every']} steps")
         if self.config.get("adapt_start"):
             how.append(f"from step {self.config['adapt_start']}")
         return ", ".join(how)

@@ -22,6 +22,7 @@ ALL = {"dense", "tucker"} | LOOSE | PRUNED
 METHODS = {
     "cifar10-full": ALL,
     "cifar10-large": {"dense", "tucker", "loose-tucker"},
+    "cifar10-reduced": {"dense", "tucker", "loose-tucker"},
     "cifar10-small": ALL,
     "mnist-decay": {"tucker", "loose-tucker", "loose-cp"},
     "mnist-lenet5": ALL - {"prune-imp"},
@@ -30,6 +31,7 @@ METHODS = {
 PROTOCOL = {  # networks, epochs, seeds
     "cifar10-full": ({"alexnet", "vgg16", "resnet18"}, 120, 20),
     "cifar10-large": ({"vgg16", "resnet18"}, 30, 1),
+    "cifar10-reduced": ({"vgg16", "resnet18"}, 2, 1),
     "cifar10-small": ({"vgg-light", "alexnet"}, 10, 3),
     "tinyimagenet-full": ({"resnet18"}, 120, 20),
 }
