@@ -98,7 +98,7 @@ def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
         "--adapt-every",
         type=int,
         metavar="STEPS",
-        help="steps between rank decisions, 0 for never (default: 10)",
+        help="steps between rank decisions, 0 for never (default: 10, for TDLRT 3)",
     )
     low_rank.add_argument(
         "--adapt-start",

@@ -26,8 +26,9 @@ ON_NAN = ("raise", "skip", "rollback")
 PLACE_FIELDS = ("data_dir", "device", "checkpoint_every")
 """Where a run takes place and is saved, not what it computes; a resumed run may change these alone."""
 
-LOW_RANK_DEFAULTS: dict[str, Any] = {"rank": 0.5, "tau": 0.15, "adapt_every": 10, "damping": 0.05}
-_OF_SOME_METHODS = (*LOW_RANK_DEFAULTS, "compression", "start_compression", "decay", "adapt_start")
+_LOW_RANK_DEFAULTS: dict[str, Any] = {"rank": 0.5, "tau": 0.15, "adapt_every": 10, "damping": 0.05}
+_BEAT = 3  # where bases move in these steps only
+_OF_SOME_METHODS = (*_LOW_RANK_DEFAULTS, "compression", "start_compression", "decay", "adapt_start")
 _LARGEST = sys.float_info.max
 _ADAPTIVE_LR = 0.005  # of the adaptive optimizers, whatever the data
 # Fields that runs of earlier versions do not have, with what they did.
@@ -48,6 +49,13 @@ _RECIPES: dict[str, dict[str, Any]] = {
     "cifar100": _PHOTOGRAPHS,
     "tinyimagenet": _PHOTOGRAPHS,
 }
+
+
+def low_rank_default(field: str, optimizer: str) -> Any:
+    """What a field of low-rank runs is where nothing is given and no recipe knows better."""
+    if field == "adapt_every" and moves_on_the_beat(optimizer):
+        return _BEAT
+    return _LOW_RANK_DEFAULTS[field]
 
 
 @dataclass(frozen=True)
@@ -234,9 +242,9 @@ class TrainConfig:
         self._check_nothing_is_ignored()
         choices = choices_of(self.method, self.optimizer)
         replaced = ("rank", "tau") if self.compression is not None else ()
-        for name, default in LOW_RANK_DEFAULTS.items():
+        for name in _LOW_RANK_DEFAULTS:
             if name in choices and name not in replaced and getattr(self, name) is None:
-                object.__setattr__(self, name, default)
+                object.__setattr__(self, name, low_rank_default(name, self.optimizer))
         if is_pruned(self.method) and self.compression is None:
             raise ValueError(f"compression is needed by the method {self.method!r}: a number in [0, 1)")
         rank = self.rank

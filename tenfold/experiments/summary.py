@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tenfold.experiments.combinations import METHODS, OPTIMIZERS, name_of
-from tenfold.experiments.config import LOW_RANK_DEFAULTS
+from tenfold.experiments.config import low_rank_default
 from tenfold.experiments.result import Result
 
 _SIZES = ("tau", "compression", "rank")
@@ -47,8 +47,9 @@ class Setting:
             how.append("by tolerance")
         if self.config.get("start_compression"):
             how.append(f"from compression {self.config['start_compression']:g}")
-        if self.config["adapt_every"] not in (None, 0, LOW_RANK_DEFAULTS["adapt_every"]):
-            how.append(f"every {self.config['adapt_every']} steps")
+        every = self.config["adapt_every"]
+        if every and every != low_rank_default("adapt_every", self.config["optimizer"]):
+            how.append(f"every {every} steps")
         if self.config.get("adapt_start"):
             how.append(f"from step {self.config['adapt_start']}")
         return ", ".join(how)

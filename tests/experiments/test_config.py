@@ -124,7 +124,9 @@ def test_every_method_has_a_recipe_with_each_of_its_optimizers(method):
     for optimizer in optimizers_of(method):
         config = TrainConfig.recipe(method=method, optimizer=optimizer, **compression)
         assert config.lr == (0.05 if optimizer in ("sgd", "tdlrt") else 0.005)
-        assert (config.adapt_every is None) == (method != "tucker")
+        assert config.adapt_every == (
+            None if method != "tucker" else 3 if optimizer.startswith("tdlrt") else 10
+        )
         assert config.tau is None  # the compression decides
         assert config.dense_twin().optimizer == ("sgd" if optimizer in ("sgd", "tdlrt") else "adamw")
 
