@@ -22,6 +22,7 @@ ROWS = [
 DECAY = ROOT / "docs" / "evidence" / "mnist-decay" / "results.jsonl"
 LENET = ROOT / "docs" / "evidence" / "mnist-lenet5" / "results.jsonl"
 CIFAR = ROOT / "docs" / "evidence" / "cifar10-small" / "results.jsonl"
+REDUCED = ROOT / "docs" / "evidence" / "cifar10-reduced" / "results.jsonl"
 ADAPTERS = ROOT / "docs" / "evidence" / "adapters.jsonl"
 
 
@@ -171,3 +172,28 @@ def test_accuracies_on_cifar10():
     assert f"loose CP {percent['loose-cp', 'adamw', None]}" in adamw
     assert f"loose matrix {percent['loose-matrix', 'adamw', None]}" in adamw
     assert f": {percent['tucker', 'adamw', 0.5]} | dense, SGD {percent['dense', 'sgd', None]}" in dense
+
+
+def test_accuracies_of_the_reduced_protocol():
+    """The table of the evidence, and the rows of the findings."""
+    cells = defaultdict(dict)
+    percent = defaultdict(dict)
+    for setting in settings(read_results(REDUCED)):
+        c, accuracy = setting.config, f"{100 * setting.mean('test_accuracy'):.2f}"
+        compression = f"{100 * setting.mean('compression_factored'):.1f}"
+        cells[setting.label, setting.size][c["model"]] = f"{accuracy} ({compression})"
+        percent[c["model"]][c["method"], c["optimizer"], c["tau"]] = f"{accuracy} %"
+    page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
+    for names, of_model in cells.items():
+        line = [*names, *(of_model.get(model, "–") for model in ("vgg16", "resnet18"))]
+        assert f"| {' | '.join(line)} |" in page
+    both = "VGG16 and ResNet18 on CIFAR-10"
+    for column, side in ((1, ("tucker", "adamw", None)), (2, ("loose-tucker", "sgd", None))):
+        assert f"{percent['vgg16'][side]} and {percent['resnet18'][side]}" in row(both, column)
+    for model, name in (("vgg16", "VGG16"), ("resnet18", "ResNet18")):
+        beside_dense = f"{name} on CIFAR-10, 2 epochs, at"
+        assert f": {percent[model]['tucker', 'adamw', None]}" in row(beside_dense)
+        assert percent[model]["dense", "sgd", None] in row(beside_dense, 2)
+    by_tolerance = "VGG16 on CIFAR-10, 2 epochs, by"
+    assert f"0.07: {percent['vgg16']['tucker', 'tdlrt', 0.07]}" in row(by_tolerance)
+    assert percent["vgg16"]["loose-tucker", "sgd", None] in row(by_tolerance, 2)
