@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tenfold.linalg import left_singular
-from tenfold.manifolds import tree_calculus as calculus
+from tenfold.manifolds.tree_calculus import Maps, project, triangular_factors
 from tenfold.manifolds.truncation import Truncation
 
 if TYPE_CHECKING:
@@ -22,15 +22,30 @@ class TreeTruncation(Truncation):
 
     The error is at most the root of the sum of the squared tails (Grasedyck, "Hierarchical singular
     value decomposition of tensors", 2010).
+
+    Parameters
+    ----------
+    manifold : TreeManifold
+        Format and shape of the tensor.
+    upper : dict
+        ``upper[v] = S_v^T`` for every edge, up to a rotation from the left, shape ``(*batch, rows, r_v)``;
+        the matricisation is ``U_v S_v Q_v^T``.
+    cut : callable
+        Projects every edge on the columns of the given bases, ``(*batch, r_v, new rank)``, and returns
+        orthonormal nodes.
+
+    Notes
+    -----
+    Complexity: a singular value decomposition of every factor.
     """
 
     def __init__(
         self,
         manifold: TreeManifold,
-        upper: calculus.Maps,
-        project: Callable[[calculus.Maps], list[torch.Tensor]],
+        upper: Maps,
+        cut: Callable[[Maps], list[torch.Tensor]],
     ):
-        self._manifold, self._project = manifold, project
+        self._manifold, self._cut = manifold, cut
         self._left: dict[int, torch.Tensor] = {}
         spectra: dict[int, torch.Tensor] = {}
         for v, factor in upper.items():
@@ -41,8 +56,8 @@ class TreeTruncation(Truncation):
     def of_nodes(cls, manifold: TreeManifold, nodes: Sequence[torch.Tensor]) -> TreeTruncation:
         """Of the tensor with the given orthonormal nodes."""
         tree = manifold.tree
-        upper = calculus.triangular_factors(tree, nodes)
-        return cls(manifold, upper, lambda bases: calculus.project(tree, nodes, bases))
+        upper = triangular_factors(tree, nodes)
+        return cls(manifold, upper, lambda bases: project(tree, nodes, bases))
 
     def to(self, rank: int | Sequence[int]) -> tuple[TreeManifold, torch.Tensor]:
         manifold, tree = self._manifold, self._manifold.tree
@@ -53,7 +68,7 @@ class TreeTruncation(Truncation):
         ):
             raise ValueError(f"cannot truncate {manifold.name} ranks {available} to {wanted}")
         by_edge = tree.edge_ranks(wanted)
-        nodes = self._project({v: left[..., : by_edge[v]] for v, left in self._left.items()})
+        nodes = self._cut({v: left[..., : by_edge[v]] for v, left in self._left.items()})
         feasible = tree.clip(manifold.shape, wanted)
         if feasible != wanted:
             # The product of the other ranks bounds the true rank, so this second cut loses nothing.
