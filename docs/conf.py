@@ -52,7 +52,10 @@ nitpick_ignore_regex = [
         r"|hypothesis|st|_?pytest|scipy|lightning|transformers)\b.*",
     ),
     # Aliases of types, and generics that autodoc takes for names.
-    ("py:class", r"tenfold\..*\._\w+|Embedding|RankBound|Tree|Maps|list\[tuple\[int"),
+    (
+        "py:class",
+        r"tenfold\..*\._\w+|Embedding|RankBound|Tree|Maps|list\[tuple\[int",
+    ),
 ]
 
 
