@@ -152,13 +152,11 @@ def test_accuracies_at_equal_compression(accuracies, size, sides):
 
 def test_accuracies_on_cifar10():
     """Budgets that fall and budgets from the start, beside loose factors and the dense network."""
-    percent = {}
-    for setting in settings(read_results(CIFAR)):
-        c = setting.config
-        key = c["method"], c["optimizer"], c.get("start_compression")
-        if c["optimizer"] == "tdlrt" and c["adapt_every"] == 3:
-            key = (*key, 3)
-        percent[key] = f"{100 * setting.mean('test_accuracy'):.2f} %"
+    percent = {
+        setting.label: f"{100 * setting.mean('test_accuracy'):.2f} %"
+        for setting in settings(read_results(CIFAR))
+    }
+    falling = "from compression 0.5"
     vgg = "| light VGG on CIFAR-10, 10 epochs, at 90 % compression"
 
     def line(beginning):
@@ -166,16 +164,16 @@ def test_accuracies_on_cifar10():
         return found
 
     adamw, sgd, dense = line(f"{vgg}, AdamW"), line("| the same, SGD |"), line(f"{vgg} |")
-    for rows, optimizer in ((adamw, "adamw"), (sgd, "sgd")):
-        falling, constant = percent["tucker", optimizer, 0.5], percent["tucker", optimizer, None]
-        assert f": {falling}, budget from the start: {constant}" in rows
-        assert f"loose Tucker {percent['loose-tucker', optimizer, None]}" in rows
-    frequent = percent["tucker", "tdlrt", 0.5, 3]
-    rare = f"every tenth step {percent['tucker', 'tdlrt', 0.5]} and {percent['tucker', 'tdlrt', None]} "
-    assert f"`TDLRT` {frequent}, with bases that move in {rare}" in sgd
-    assert f"loose CP {percent['loose-cp', 'adamw', None]}" in adamw
-    assert f"loose matrix {percent['loose-matrix', 'adamw', None]}" in adamw
-    assert f": {percent['tucker', 'adamw', 0.5]} | dense, SGD {percent['dense', 'sgd', None]}" in dense
+    for rows, plain in ((adamw, "AdamW"), (sgd, "SGD")):
+        name = f"Riemannian{plain}"
+        assert f": {percent[f'{name}, {falling}']}, budget from the start: {percent[name]}" in rows
+        assert f"loose Tucker {percent[f'loose Tucker factors, {plain}']}" in rows
+    frequent = percent[f"TDLRT, {falling}"]
+    rare = [percent[f"TDLRT, {how}every 10 steps"] for how in (f"{falling}, ", "")]
+    assert f"`TDLRT` {frequent}, with bases that move in every tenth step {' and '.join(rare)} " in sgd
+    assert f"loose CP {percent['loose CP factors, AdamW']}" in adamw
+    assert f"loose matrix {percent['loose matrix factors, AdamW']}" in adamw
+    assert f": {percent[f'RiemannianAdamW, {falling}']} | dense, SGD {percent['dense, SGD']}" in dense
 
 
 def test_accuracies_of_the_reduced_protocol():
