@@ -30,7 +30,7 @@ class RankAdaptation(RankPolicy):
     final_tol : float or None
         The tolerance of the last decision before ``stop``, approached geometrically from ``tol`` at step
         ``start`` (linearly if one of them is 0); None keeps ``tol``.
-    min_rank, max_rank, every, start, stop, multiple_of, hysteresis
+    min_rank, max_rank, every, start, stop, multiple_of, hysteresis, oversampling
         As for :class:`RankPolicy`.
 
     Raises
@@ -73,8 +73,8 @@ class RankAdaptation(RankPolicy):
     def wanted(
         self, pending: Sequence[Pending], limits: Sequence[list[tuple[int, int]]], step: int
     ) -> list[Ranks]:
-        tol = self.tolerance(step)
-        return [ranks_by_tolerance(item.truncation.singular_values, tol) for item in pending]
+        tol, spare = self.tolerance(step), self.spare(step)
+        return [_more(ranks_by_tolerance(item.truncation.singular_values, tol), spare) for item in pending]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class EnergyAdaptation(RankPolicy):
     ----------
     tol : float
         The tolerance ``tau`` in [0, 1).
-    min_rank, max_rank, every, start, stop, multiple_of, hysteresis
+    min_rank, max_rank, every, start, stop, multiple_of, hysteresis, oversampling
         As for :class:`RankPolicy`.
     """
 
@@ -105,7 +105,8 @@ class EnergyAdaptation(RankPolicy):
     def wanted(
         self, pending: Sequence[Pending], limits: Sequence[list[tuple[int, int]]], step: int
     ) -> list[Ranks]:
-        return [self._ranks(item.truncation.singular_values) for item in pending]
+        spare = self.spare(step)
+        return [_more(self._ranks(item.truncation.singular_values), spare) for item in pending]
 
     def _ranks(self, spectra: Sequence[torch.Tensor]) -> Ranks:
         exact = ranks_by_tolerance(spectra, 0.0)
@@ -121,6 +122,10 @@ class EnergyAdaptation(RankPolicy):
                 break
             ranks[k] = min(ranks[k], max(j, 1))
         return tuple(ranks)
+
+
+def _more(ranks: Ranks, spare: int) -> Ranks:
+    return tuple(rank + spare for rank in ranks)
 
 
 def batch_spectrum(values: torch.Tensor) -> list[float]:

@@ -32,6 +32,10 @@ class BudgetAdaptation(RankPolicy):
     min_rank, max_rank, every, start, stop, multiple_of, hysteresis
         As for :class:`RankPolicy`; the limits, rounding and hysteresis come after the budget and may
         exceed it.
+    oversampling : int
+        As for :class:`RankPolicy`, but within the budget: a direction competes with the singular value of the
+        one so many places before it. So ranks move from one tensor to another that would need them more,
+        which they hardly do otherwise: what a step opens is smaller than what is there already.
 
     Raises
     ------
@@ -92,6 +96,7 @@ class BudgetAdaptation(RankPolicy):
         ranks = [[high for _, high in bounds] for bounds in limits]
         sizes = [_size(item.manifold, r) for item, r in zip(pending, ranks, strict=True)]
         energies = [_energies(item) for item in pending]
+        spare = self.spare(step)
         queue: list[tuple[float, int, int, int]] = []
 
         def offer(n: int, k: int) -> None:
@@ -100,7 +105,7 @@ class BudgetAdaptation(RankPolicy):
             if rank <= limits[n][k][0]:
                 return
             saved = sizes[n] - _size(pending[n].manifold, [*ranks[n][:k], rank - 1, *ranks[n][k + 1 :]])
-            heapq.heappush(queue, (energies[n][k][rank - 1] / max(saved, 1), n, k, rank))
+            heapq.heappush(queue, (energies[n][k][max(rank - 1 - spare, 0)] / max(saved, 1), n, k, rank))
 
         for n, bounds in enumerate(limits):
             for k in range(len(bounds)):

@@ -57,6 +57,11 @@ class RankPolicy(abc.ABC):
         tensor cores).
     hysteresis : float
         Keep a rank as long as the wanted one differs by at most this fraction of it.
+    oversampling : int
+        Directions to keep in every rank beyond those that would be kept otherwise, except in the last decision
+        before ``stop``. A direction that a step has just opened is small in that step, and a truncation in the
+        same step removes it again; among these it has the time of an interval to grow. So ranks that have
+        fallen too low come back, from badly conditioned starts above all.
 
     Raises
     ------
@@ -71,6 +76,7 @@ class RankPolicy(abc.ABC):
     stop: int | None = None
     multiple_of: int = 1
     hysteresis: float = 0.0
+    oversampling: int = 0
 
     kinds: ClassVar[dict[str, type[RankPolicy]]] = {}
 
@@ -79,7 +85,7 @@ class RankPolicy(abc.ABC):
         RankPolicy.kinds[cls.__name__] = cls
 
     def __post_init__(self) -> None:
-        for name in ("every", "start", "stop", "multiple_of"):
+        for name in ("every", "start", "stop", "multiple_of", "oversampling"):
             value = getattr(self, name)
             if (value is not None or name != "stop") and type(value) is not int:
                 raise TypeError(f"{name} must be an integer, got {value!r}")
@@ -91,7 +97,7 @@ class RankPolicy(abc.ABC):
         for name in ("every", "multiple_of"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("start", "hysteresis"):
+        for name in ("start", "hysteresis", "oversampling"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.stop is not None and self.stop < self.start:
@@ -113,11 +119,15 @@ class RankPolicy(abc.ABC):
         length = 0 if self.stop is None else (self.stop - self.start) // self.every * self.every
         return min(max((step - self.start) / length, 0.0), 1.0) if length else 0.0
 
+    def spare(self, step: int) -> int:
+        """How many directions the decision of a step keeps beyond the others: ``oversampling``, in the end 0."""
+        return 0 if self.progress(step) >= 1 else self.oversampling
+
     @abc.abstractmethod
     def wanted(
         self, pending: Sequence[Pending], limits: Sequence[list[tuple[int, int]]], step: int
     ) -> list[Ranks]:
-        """The ranks that the policy wants.
+        """The ranks that the policy wants, with the :meth:`spare` ones among them.
 
         Parameters
         ----------

@@ -3,11 +3,13 @@
 import copy
 import itertools
 
+import geoopt
 import pytest
 import torch
 
-from tenfold.manifolds import FixedRankManifold, TensorTrainManifold, TuckerManifold
+from tenfold.manifolds import FixedRankManifold, TensorTrainManifold, TuckerManifold, rank_tuple
 from tenfold.optim import (
+    TDLRT,
     BudgetAdaptation,
     EnergyAdaptation,
     Pending,
@@ -138,12 +140,85 @@ def test_multiples_and_hysteresis():
     assert lazy == manifold.rank != plain
 
 
+@pytest.mark.parametrize("manifold", MANIFOLDS, ids=str)
+@pytest.mark.parametrize("policy", [RankAdaptation, EnergyAdaptation])
+def test_spare_directions_are_kept_until_the_last_decision(manifold, policy):
+    item = pending(manifold)
+    [plain] = policy(0.4).decide([item], 4)
+    more = policy(0.4, oversampling=2, every=2, stop=9)
+    assert [more.spare(step) for step in (2, 6, 8)] == [2, 2, 0]
+    [kept] = more.decide([item], 6)
+    assert kept == tuple(
+        min(rank + 2, full, values.shape[-1])
+        for rank, full, values in zip(
+            plain, rank_tuple(manifold.full_rank), item.truncation.singular_values, strict=True
+        )
+    )
+    new, x = item.truncation.to(kept)
+    assert new.check_point_on_manifold(x)
+    assert more.decide([item], 8) == [plain]
+    [forever] = policy(0.4, oversampling=2).decide([item], 10**6)
+    assert forever == kept
+
+
+def test_spare_directions_of_a_budget_count_in_it():
+    strong, weak = FixedRankManifold((20, 20), 10), FixedRankManifold((20, 20), 10)
+    items = []
+    for manifold, values in ((strong, 0.5 ** torch.arange(10.0)), (weak, 0.1 ** torch.arange(10.0))):
+        left, right = manifold.unpack_tensor(manifold.random(generator=generator(0)))[1:]
+        x = manifold.pack_point(values.diag(), left, right)
+        items.append(Pending(manifold, manifold.truncation(x)))
+    plain, more = BudgetAdaptation(0.3), BudgetAdaptation(0.3, oversampling=4, stop=9)
+    (strong_before,), (weak_before,) = plain.decide(items, 1)
+    (strong_after,), (weak_after,) = more.decide(items, 1)
+    assert weak_after > weak_before
+    assert strong_after < strong_before
+    for decided in (plain.decide(items, 1), more.decide(items, 1)):
+        sizes = [item.truncation.to(ranks)[0].size for item, ranks in zip(items, decided, strict=True)]
+        assert 0.6 * 800 < sum(sizes) <= 0.7 * 800
+    assert more.decide(items, 9) == plain.decide(items, 9)
+
+
+@pytest.mark.parametrize("optimizer", [RiemannianSGD, TDLRT])
+def test_ranks_come_back_where_spare_directions_have_the_time_to_grow(optimizer):
+    manifold = TuckerManifold((12, 10, 9), 4)
+    x = manifold.random(dtype=torch.float64, generator=generator(1))
+    goal = manifold.to_dense(x)
+    core, *bases = manifold.unpack_tensor(manifold.random(dtype=torch.float64, generator=generator(2)))
+    decay = 0.01 ** torch.arange(4, dtype=torch.float64)
+    start = manifold.pack_point(torch.diag_embed(torch.diag(decay)) * decay[:, None, None], *bases)
+
+    def trained(**options):
+        p = geoopt.ManifoldParameter(start.clone(), manifold=manifold)
+        policy = RankAdaptation(0.2, every=5, stop=295, **options)
+        beat = {"core_steps": 5} if optimizer is TDLRT else {}
+        steps = optimizer([p], lr=0.02, rank_adaptation=policy, **beat)
+
+        def closure():
+            steps.zero_grad()
+            loss = distance(p, goal)
+            loss.backward()
+            return loss
+
+        for _ in range(300):
+            steps.step(closure)
+        return p.manifold.rank, ((dense(p) - goal).norm() / goal.norm()).item()
+
+    fallen, error = trained()
+    assert max(fallen) < 4
+    assert error > 0.3
+    ranks, error = trained(oversampling=1)
+    assert ranks == (4, 4, 4)
+    assert error < 0.01
+
+
 @pytest.mark.parametrize(
     "policy",
     [
-        RankAdaptation(0.2, final_tol=0.1, stop=20, hysteresis=0.1),
+        RankAdaptation(0.2, final_tol=0.1, stop=20, hysteresis=0.1, oversampling=1),
         EnergyAdaptation(0.2, multiple_of=2),
         BudgetAdaptation(0.3, every=2),
+        BudgetAdaptation(0.3, oversampling=2),
         BudgetAdaptation(0.2, final_compression=0.4, every=2, stop=8),
     ],
     ids=lambda policy: type(policy).__name__,
@@ -179,6 +254,7 @@ def test_every_policy_trains_and_travels_through_a_state_dict(policy):
         (lambda: EnergyAdaptation(1.0), "tolerance"),
         (lambda: RankAdaptation(0.1, multiple_of=0), "multiple_of"),
         (lambda: RankAdaptation(0.1, hysteresis=-1.0), "hysteresis"),
+        (lambda: RankAdaptation(0.1, oversampling=-1), "oversampling must not be negative, got -1"),
     ],
 )
 def test_refusals(make, message):
