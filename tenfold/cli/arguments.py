@@ -107,6 +107,13 @@ def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="steps at the start that keep the ranks (default: none)",
     )
     low_rank.add_argument(
+        "--oversampling",
+        type=int,
+        metavar="N",
+        help="directions that every rank keeps beyond the others in the first half of the steps, so that "
+        "new ones can grow (default: none)",
+    )
+    low_rank.add_argument(
         "--damping",
         type=float,
         help="of the steps between rank decisions, 0 for the exact geometry (default: 0.05)",

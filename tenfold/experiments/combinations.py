@@ -59,7 +59,7 @@ def choices_of(method: str, optimizer: str) -> frozenset[str]:
     """The fields of a run that only some methods have, for this method and optimizer.
 
     Among ``rank``, ``compression``, ``start_compression``, ``decay``, ``factorize_all``, ``tau``,
-    ``adapt_every``, ``adapt_start`` and ``damping``.
+    ``adapt_every``, ``adapt_start``, ``oversampling`` and ``damping``.
     """
     if method == "dense":
         return frozenset()
@@ -67,7 +67,7 @@ def choices_of(method: str, optimizer: str) -> frozenset[str]:
     if not is_pruned(method):
         choices |= {"rank", "decay"}
     if method == "tucker":
-        choices |= {"tau", "adapt_every", "adapt_start", "start_compression"}
+        choices |= {"tau", "adapt_every", "adapt_start", "oversampling", "start_compression"}
         if not moves_on_the_beat(optimizer):
             choices.add("damping")
     return frozenset(choices)

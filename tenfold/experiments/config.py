@@ -28,7 +28,10 @@ PLACE_FIELDS = ("data_dir", "device", "checkpoint_every")
 
 _LOW_RANK_DEFAULTS: dict[str, Any] = {"rank": 0.5, "tau": 0.15, "adapt_every": 10, "damping": 0.05}
 _BEAT = 3  # where bases move in these steps only
-_OF_SOME_METHODS = (*_LOW_RANK_DEFAULTS, "compression", "start_compression", "decay", "adapt_start")
+_OF_SOME_METHODS = (
+    *_LOW_RANK_DEFAULTS,
+    *("compression", "start_compression", "decay", "adapt_start", "oversampling"),
+)
 _LARGEST = sys.float_info.max
 _ADAPTIVE_LR = 0.005  # of the adaptive optimizers, whatever the data
 # Fields that runs of earlier versions do not have, with what they did.
@@ -38,6 +41,7 @@ _ADDED_LATER: dict[str, Any] = {
     "start_compression": None,
     "decay": None,
     "adapt_start": None,
+    "oversampling": None,
     "on_nan": "raise",
     "checkpoint_every": None,
 }
@@ -98,6 +102,10 @@ class TrainConfig:
     adapt_start : int, optional
         At least 1: steps at the start that keep the ranks, for starts whose singular values say nothing yet.
         For ``"tucker"`` with ranks that are adapted.
+    oversampling : int, optional
+        At least 1: directions that every rank keeps beyond the others, so that new ones have the time to
+        grow, until half of the steps are done; from then on ranks stay. For ``"tucker"`` with ranks that are
+        adapted.
     damping : float, optional
         At least 0: how far the steps between rank decisions are damped in the directions of small singular
         values, so that they are made of matrix products only; 0 takes the exact geometry. For ``"tucker"``
@@ -151,6 +159,7 @@ class TrainConfig:
     tau: float | None = None
     adapt_every: int | None = None
     adapt_start: int | None = None
+    oversampling: int | None = None
     damping: float | None = None
     factorize_all: bool = False
     epochs: int = 10
@@ -265,10 +274,11 @@ class TrainConfig:
                     f"adapt_every must be at least 1 for the optimizer {self.optimizer!r}, which moves bases "
                     "in these steps only"
                 )
-        if self.adapt_start is not None:
-            _check_integer("adapt_start", self.adapt_start, 1)
-            if not self.adapt_every:
-                raise ValueError("adapt_start has no effect where adapt_every=0 keeps the ranks for good")
+        for name in ("adapt_start", "oversampling"):
+            if getattr(self, name) is not None:
+                _check_integer(name, getattr(self, name), 1)
+                if not self.adapt_every:
+                    raise ValueError(f"{name} has no effect where adapt_every=0 keeps the ranks for good")
         if self.damping is not None and not (_is_number(self.damping) and self.damping >= 0):
             raise ValueError(f"damping must be a number, at least 0, not {brief(self.damping)}")
         if self.decay is not None and not (_is_number(self.decay) and self.decay >= 1):
@@ -309,7 +319,7 @@ class TrainConfig:
     def identity(self) -> dict[str, Any]:
         """The fields that decide the result; the youngest of them only where they are not the default."""
         values = {name: value for name, value in asdict(self).items() if name not in PLACE_FIELDS}
-        for name in ("on_nan", "adapt_start", "start_compression"):
+        for name in ("on_nan", "adapt_start", "oversampling", "start_compression"):
             if values[name] == _ADDED_LATER[name]:
                 del values[name]  # runs of earlier versions keep their identity
         if self.on_nan == "rollback":

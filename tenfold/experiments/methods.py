@@ -74,7 +74,7 @@ def make_optimizer(config: TrainConfig, model: nn.Module, total_steps: int) -> t
     Raises
     ------
     ValueError
-        Ranks are to fall, and no step decides on them in time.
+        Ranks are decided in the first half of the steps, and no step decides on them in time.
     """
     options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.optimizer.endswith("adamw"):
@@ -141,18 +141,19 @@ def _rank_policy(config: TrainConfig, total_steps: int, stop: int | None = None)
     if not config.adapt_every:
         return None
     start = config.adapt_start or 0
-    if config.start_compression is not None:
-        stop = total_steps // 2
-        if stop - start < config.adapt_every:
-            raise ValueError(
-                f"start_compression={config.start_compression:g} never reaches compression="
-                f"{config.compression:g}: with adapt_every={config.adapt_every} no ranks are decided between "
-                f"step {start} and the middle of the {total_steps} steps"
-            )
+    for name in ("start_compression", "oversampling"):
+        if getattr(config, name) is not None:
+            stop = total_steps // 2
+            if stop - start < config.adapt_every:
+                raise ValueError(
+                    f"{name}={getattr(config, name):g} has no end: with adapt_every={config.adapt_every} no "
+                    f"ranks are decided between step {start} and the middle of the {total_steps} steps"
+                )
     beat: dict[str, Any] = {
         "every": config.adapt_every,
         "start": start,
         "stop": None if stop is None else max(start, stop),
+        "oversampling": config.oversampling or 0,
     }
     if config.tau is not None:
         return RankAdaptation(tol=config.tau, **beat)

@@ -52,6 +52,8 @@ class Setting:
             how.append(f"every {every} steps")
         if self.config.get("adapt_start"):
             how.append(f"from step {self.config['adapt_start']}")
+        if self.config.get("oversampling"):
+            how.append(f"oversampling {self.config['oversampling']}")
         return ", ".join(how)
 
     @property

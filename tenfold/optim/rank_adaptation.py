@@ -74,7 +74,10 @@ class RankAdaptation(RankPolicy):
         self, pending: Sequence[Pending], limits: Sequence[list[tuple[int, int]]], step: int
     ) -> list[Ranks]:
         tol, spare = self.tolerance(step), self.spare(step)
-        return [_more(ranks_by_tolerance(item.truncation.singular_values, tol), spare) for item in pending]
+        return [
+            _with_spare(ranks_by_tolerance(item.truncation.singular_values, tol), item, spare)
+            for item in pending
+        ]
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ class EnergyAdaptation(RankPolicy):
         self, pending: Sequence[Pending], limits: Sequence[list[tuple[int, int]]], step: int
     ) -> list[Ranks]:
         spare = self.spare(step)
-        return [_more(self._ranks(item.truncation.singular_values), spare) for item in pending]
+        return [_with_spare(self._ranks(item.truncation.singular_values), item, spare) for item in pending]
 
     def _ranks(self, spectra: Sequence[torch.Tensor]) -> Ranks:
         exact = ranks_by_tolerance(spectra, 0.0)
@@ -124,8 +127,19 @@ class EnergyAdaptation(RankPolicy):
         return tuple(ranks)
 
 
-def _more(ranks: Ranks, spare: int) -> Ranks:
-    return tuple(rank + spare for rank in ranks)
+def clear_ranks(item: Pending) -> Ranks:
+    """How many directions of each rank are large enough for a gradient to keep two digits in them."""
+    spectra = item.truncation.singular_values
+    return ranks_by_tolerance(spectra, 100 * torch.finfo(spectra[0].dtype).eps)
+
+
+def _with_spare(ranks: Ranks, item: Pending, spare: int) -> Ranks:
+    """Ranks with so many clear directions more."""
+    if not spare:
+        return ranks
+    return tuple(
+        max(rank, min(rank + spare, most)) for rank, most in zip(ranks, clear_ranks(item), strict=True)
+    )
 
 
 def batch_spectrum(values: torch.Tensor) -> list[float]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tenfold.manifolds import LowRankManifold, TreeManifold
-from tenfold.optim.rank_adaptation import batch_spectrum
+from tenfold.optim.rank_adaptation import batch_spectrum, clear_ranks
 from tenfold.optim.rank_policy import Pending, RankPolicy, Ranks
 
 __all__ = ["BudgetAdaptation"]
@@ -95,8 +95,8 @@ class BudgetAdaptation(RankPolicy):
         allowed = (1 - compression) * sum(item.manifold.dense_size for item in pending)
         ranks = [[high for _, high in bounds] for bounds in limits]
         sizes = [_size(item.manifold, r) for item, r in zip(pending, ranks, strict=True)]
-        energies = [_energies(item) for item in pending]
         spare = self.spare(step)
+        energies = [_energies(item, spare) for item in pending]
         queue: list[tuple[float, int, int, int]] = []
 
         def offer(n: int, k: int) -> None:
@@ -105,7 +105,7 @@ class BudgetAdaptation(RankPolicy):
             if rank <= limits[n][k][0]:
                 return
             saved = sizes[n] - _size(pending[n].manifold, [*ranks[n][:k], rank - 1, *ranks[n][k + 1 :]])
-            heapq.heappush(queue, (energies[n][k][max(rank - 1 - spare, 0)] / max(saved, 1), n, k, rank))
+            heapq.heappush(queue, (energies[n][k][rank - 1] / max(saved, 1), n, k, rank))
 
         for n, bounds in enumerate(limits):
             for k in range(len(bounds)):
@@ -125,10 +125,17 @@ class BudgetAdaptation(RankPolicy):
         return [tuple(r) for r in ranks]
 
 
-def _energies(item: Pending) -> list[list[float]]:
+def _energies(item: Pending, spare: int) -> list[list[float]]:
+    """What each direction goes by: its relative energy, or that of the one `spare` places before it."""
     spectra = [batch_spectrum(values) for values in item.truncation.singular_values]
     total = sum(value**2 for value in spectra[0]) or 1.0
-    return [[value**2 / total for value in values] for values in spectra]
+    energies = [[value**2 / total for value in values] for values in spectra]
+    if not spare:
+        return energies
+    return [
+        [values[max(j - spare, 0) if j < most else j] for j in range(len(values))]
+        for values, most in zip(energies, clear_ranks(item), strict=True)
+    ]
 
 
 def _size(manifold: LowRankManifold, ranks: Sequence[int]) -> int:

@@ -58,10 +58,11 @@ class RankPolicy(abc.ABC):
     hysteresis : float
         Keep a rank as long as the wanted one differs by at most this fraction of it.
     oversampling : int
-        Directions to keep in every rank beyond those that would be kept otherwise, except in the last decision
-        before ``stop``. A direction that a step has just opened is small in that step, and a truncation in the
+        Directions to keep in every rank beyond those that would be kept otherwise, except in the last
+        decision before ``stop``. A direction that a step has just opened is small, and a truncation in the
         same step removes it again; among these it has the time of an interval to grow. So ranks that have
-        fallen too low come back, from badly conditioned starts above all.
+        fallen too low come back, from badly conditioned starts above all. Directions below 100 times the
+        precision of the tensor are not among them.
 
     Raises
     ------
@@ -120,7 +121,7 @@ class RankPolicy(abc.ABC):
         return min(max((step - self.start) / length, 0.0), 1.0) if length else 0.0
 
     def spare(self, step: int) -> int:
-        """How many directions the decision of a step keeps beyond the others: ``oversampling``, in the end 0."""
+        """How many directions a step keeps beyond the others: ``oversampling``, and none in the end."""
         return 0 if self.progress(step) >= 1 else self.oversampling
 
     @abc.abstractmethod

@@ -65,8 +65,23 @@ def test_ranks_fall_to_the_compression_by_the_middle(tiny, tmp_path):
     assert 0.9 <= reached[-1] < 0.92
 
 
-def test_a_run_too_short_for_its_compression_is_refused(tiny, tmp_path):
-    run = config(tiny, "tucker", "sgd", compression=0.9, start_compression=0.5, adapt_every=5)
+@pytest.mark.parametrize("optimizer", ["sgd", "tdlrt"])
+def test_spare_directions_last_until_the_middle(tiny, tmp_path, optimizer):
+    sizes = {"compression": None, "rank": 0.5, "tau": 0.6, "adapt_every": 1}
+    plain, spare = (
+        train(config(tiny, "tucker", optimizer, epochs=4, **sizes, **more), tmp_path / name).records
+        for name, more in (("plain", {}), ("spare", {"oversampling": 2}))
+    )
+    assert spare[0].compression_factored < plain[0].compression_factored
+    assert spare[1].compression_factored > spare[0].compression_factored
+    assert [record.ranks for record in spare[2:]] == [spare[1].ranks] * 2
+
+
+@pytest.mark.parametrize(
+    "more", [{"start_compression": 0.5}, {"oversampling": 2}], ids=lambda more: next(iter(more))
+)
+def test_a_run_too_short_for_its_decisions_is_refused(tiny, tmp_path, more):
+    run = config(tiny, "tucker", "sgd", compression=0.9, adapt_every=5, **more)
     with pytest.raises(ValueError, match="no ranks are decided between step 0 and the middle of the 8 steps"):
         train(run, tmp_path / "run")
     assert not (tmp_path / "run").exists()

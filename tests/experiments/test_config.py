@@ -93,6 +93,9 @@ def test_nothing_is_silently_ignored_by_the_dense_method(given):
         ),
         ({"adapt_every": 0, "adapt_start": 5}, "adapt_start has no effect where adapt_every=0"),
         ({"adapt_start": 0}, "adapt_start must be at least 1"),
+        ({"adapt_every": 0, "oversampling": 2}, "oversampling has no effect where adapt_every=0"),
+        ({"oversampling": 0}, "oversampling must be at least 1"),
+        ({"method": "dense", "oversampling": 2}, "oversampling has no effect on the method 'dense'"),
         ({"method": "loose-cp", "adapt_start": 5}, "adapt_start has no effect on the method 'loose-cp'"),
         (
             {"method": "loose-cp", "compression": 0.5, "start_compression": 0.2},
@@ -133,10 +136,10 @@ def test_every_method_has_a_recipe_with_each_of_its_optimizers(method):
 
 def test_runs_of_earlier_versions_are_understood():
     later = ("optimizer", "compression", "decay", "adapt_start", "on_nan", "checkpoint_every")
-    later += ("start_compression",)
+    later += ("start_compression", "oversampling")
     old = {k: v for k, v in TrainConfig().to_dict().items() if k not in later}
     assert TrainConfig.from_dict(old) == TrainConfig()
-    assert not {"adapt_start", "on_nan", "start_compression"} & set(
+    assert not {"adapt_start", "oversampling", "on_nan", "start_compression"} & set(
         TrainConfig().identity()
     )  # which is what a sweep goes by
     assert TrainConfig(adapt_start=5).identity()["adapt_start"] == 5

@@ -209,6 +209,7 @@ def test_settings_are_told_apart_by_when_ranks_are_adapted():
     results = [made_up(tau=0.1), made_up(tau=0.1, adapt_start=40), made_up(adapt_start=40)]
     results += [made_up(tau=0.1, adapt_every=0), made_up(start_compression=0.5), made_up(adapt_every=3)]
     results += [made_up(optimizer="tdlrt", adapt_every=every) for every in (3, 10)]
+    results += [made_up(tau=0.1, oversampling=4)]
     assert [setting.label for setting in settings(results)] == [
         "RiemannianSGD, by tolerance",
         "RiemannianSGD, by tolerance, from step 40",
@@ -216,6 +217,7 @@ def test_settings_are_told_apart_by_when_ranks_are_adapted():
         "RiemannianSGD, fixed ranks",
         "RiemannianSGD, from compression 0.5",
         "RiemannianSGD, every 3 steps",
+        "RiemannianSGD, by tolerance, oversampling 4",
         "TDLRT",
         "TDLRT, every 10 steps",
     ]

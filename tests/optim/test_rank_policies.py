@@ -1,6 +1,7 @@
 """Policies: the same protocol, different wishes."""
 
 import copy
+import dataclasses
 import itertools
 
 import geoopt
@@ -179,12 +180,25 @@ def test_spare_directions_of_a_budget_count_in_it():
     assert more.decide(items, 9) == plain.decide(items, 9)
 
 
+@pytest.mark.parametrize("policy", [RankAdaptation(0.1), EnergyAdaptation(0.1), BudgetAdaptation(0.01)])
+def test_spare_directions_are_more_than_rounding(policy):
+    manifold = FixedRankManifold((10, 9), 6)
+    left, right = manifold.unpack_tensor(manifold.random(generator=generator(0)))[1:]
+    x = manifold.pack_point(torch.tensor([1.0, 1e-3, 1e-4, 1e-7, 1e-8, 0.0]).diag(), left, right)
+    items = [Pending(manifold, manifold.truncation(x)), pending(FixedRankManifold((10, 9), 6))]
+    [(plain,), _] = policy.decide(items, 1)
+    [(kept,), _] = dataclasses.replace(policy, oversampling=9).decide(items, 1)
+    assert plain <= kept <= 3
+    if not isinstance(policy, BudgetAdaptation):
+        assert (plain, kept) == (1, 3)
+
+
 @pytest.mark.parametrize("optimizer", [RiemannianSGD, TDLRT])
 def test_ranks_come_back_where_spare_directions_have_the_time_to_grow(optimizer):
     manifold = TuckerManifold((12, 10, 9), 4)
     x = manifold.random(dtype=torch.float64, generator=generator(1))
     goal = manifold.to_dense(x)
-    core, *bases = manifold.unpack_tensor(manifold.random(dtype=torch.float64, generator=generator(2)))
+    bases = manifold.unpack_tensor(manifold.random(dtype=torch.float64, generator=generator(2)))[1:]
     decay = 0.01 ** torch.arange(4, dtype=torch.float64)
     start = manifold.pack_point(torch.diag_embed(torch.diag(decay)) * decay[:, None, None], *bases)
 
