@@ -42,46 +42,45 @@ def test_every_row_names_a_source_that_is_there(cells):
 
 @pytest.fixture(scope="module")
 def losses():
-    """Mean final loss by method, optimizer, step from which ranks are adapted (None: never), and decay."""
-    found = defaultdict(list)
-    for result in read_results(DECAY):
-        if result.kind == "run" and result.final_loss is not None:
-            c = result.config
-            first = c.get("adapt_start", 0) if c["adapt_every"] else None
-            found[c["method"], c["optimizer"], first, c["decay"]].append(result.final_loss)
-    return {key: f"{statistics.mean(values):.3f}" for key, values in found.items()}
+    """Mean final loss by the name in the report and the decay."""
+    return {
+        (setting.label, setting.config["decay"]): f"{setting.mean_of(lambda result: result.final_loss):.3f}"
+        for setting in settings(read_results(DECAY))
+    }
 
 
 def test_losses_from_the_badly_conditioned_start(losses):
-    sgd, adamw = "badly conditioned start (decay 10)", "the same, AdamW, final loss"
-    assert f": {losses['tucker', 'sgd', None, 10]}" in row(sgd)
-    assert f"Tucker {losses['loose-tucker', 'sgd', None, 10]} " in row(sgd, 2)
-    assert f"CP {losses['loose-cp', 'sgd', None, 10]}" in row(sgd, 2)
-    assert f": {losses['tucker', 'adamw', None, 10]}" in row(adamw)
-    assert f"Tucker {losses['loose-tucker', 'adamw', None, 10]}," in row(adamw, 2)
-    assert f"CP {losses['loose-cp', 'adamw', None, 10]}" in row(adamw, 2)
+    plain, adamw = "badly conditioned start (decay 10)", "the same, AdamW, final loss"
+    assert f": {losses['RiemannianSGD, fixed ranks', 10]}" in row(plain)
+    assert f"Tucker {losses['loose Tucker factors, SGD', 10]} " in row(plain, 2)
+    assert f"CP {losses['loose CP factors, SGD', 10]}" in row(plain, 2)
+    assert f": {losses['RiemannianAdamW, fixed ranks', 10]}" in row(adamw)
+    assert f"Tucker {losses['loose Tucker factors, AdamW', 10]}," in row(adamw, 2)
+    assert f"CP {losses['loose CP factors, AdamW', 10]}" in row(adamw, 2)
     adapted = row("ranks by tolerance")
-    assert f"SGD` {losses['tucker', 'sgd', 0, 10]}," in adapted
-    assert f"TDLRT` {losses['tucker', 'tdlrt', 0, 10]}" in adapted
+    sgd, tdlrt = ("RiemannianSGD, by tolerance", "TDLRT, by tolerance")
+    spare = {name: losses[f"{name}, oversampling 4", 10] for name in (sgd, tdlrt)}
+    assert f"SGD` {losses[sgd, 10]} (with four {spare[sgd]}), `TDLRT` {losses[tdlrt, 10]} " in f"{adapted} "
+    assert f"`TDLRT` {spare[tdlrt]} at" in row("the same, ranks by tolerance with")
+    assert f"AdamW {losses['loose Tucker factors, AdamW', 10]} at" in row(
+        "the same, ranks by tolerance with", 2
+    )
     late = "the same, ranks by tolerance from the middle"
-    assert f"SGD` {losses['tucker', 'sgd', 470, 10]} at" in row(late)
-    assert f"AdamW {losses['loose-tucker', 'adamw', None, 10]} at" in row(late, 2)
-    assert f"decay 10: {losses['tucker', 'muon', None, 10]}" in row("orthogonalised steps")
+    assert f"SGD` {losses['RiemannianSGD, by tolerance, from step 470', 10]} at" in row(late)
+    assert f"AdamW {losses['loose Tucker factors, AdamW', 10]} at" in row(late, 2)
+    assert f"decay 10: {losses['TangentMuon, fixed ranks', 10]}" in row("orthogonalised steps")
 
 
 def test_losses_from_the_well_conditioned_start(losses):
-    plain = {key: loss for key, loss in losses.items() if key[3] is None}
-    for column, geometry in ((1, True), (2, False)):
-        values = [
-            loss
-            for (method, optimizer, first, _), loss in plain.items()
-            if (method == "tucker") == geometry and optimizer in ("sgd", "adamw") and not first
-        ]
+    plain = {name: loss for (name, decay), loss in losses.items() if decay is None}
+    loose = [loss for name, loss in plain.items() if name.startswith("loose")]
+    geometry = [plain[f"RiemannianSGD, {how}"] for how in ("fixed ranks", "by tolerance")]
+    geometry.append(plain["RiemannianAdamW, fixed ranks"])
+    for column, values in ((1, geometry), (2, loose)):
         assert f"{min(values)} to {max(values)}" in row("well conditioned start", column)
-    assert row("`TDLRT` by tolerance") == plain["tucker", "tdlrt", 0, None]
-    assert f"ranks: {plain['tucker', 'muon', None, None]}," in row("orthogonalised steps")
-    loose = min(loss for key, loss in plain.items() if key[0] != "tucker")
-    assert f"factors {loose}," in row("orthogonalised steps", 2)
+    assert row("`TDLRT` by tolerance") == plain["TDLRT, by tolerance, every 10 steps"]
+    assert f"ranks: {plain['TangentMuon, fixed ranks']}," in row("orthogonalised steps")
+    assert f"factors {min(loose)}," in row("orthogonalised steps", 2)
 
 
 def test_adapters():

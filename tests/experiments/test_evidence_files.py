@@ -41,8 +41,8 @@ FOLDERS = {"mnist": "mnist_folder", "cifar10": "cifar10_folder", "tinyimagenet":
 def kind(config: TrainConfig) -> tuple:
     """What makes a run another one than in size, length, seed, network and data."""
     sizes = (config.tau is None, config.compression is None, config.decay is None, config.adapt_every == 0)
-    falling = config.start_compression is not None
-    return config.method, config.optimizer, config.schedule, config.amp, falling, *sizes
+    ending = (config.start_compression is not None, config.oversampling is not None)
+    return config.method, config.optimizer, config.schedule, config.amp, *ending, *sizes
 
 
 CONFIGS = [entry.config for sweep in SWEEPS.values() for entry in sweep.entries]
@@ -104,7 +104,7 @@ def test_every_kind_of_run_trains(config, tmp_path, request, monkeypatch):
     monkeypatch.setattr(methods, "build", narrow)
     folder = request.getfixturevalue(FOLDERS[config.data])
     short = replace(config, data_dir=str(folder), epochs=1, batch_size=5, device="cpu")
-    if config.start_compression is not None:
+    if config.start_compression or config.oversampling:
         short = replace(short, adapt_every=2)  # of eight steps
     run = train(short, tmp_path / "run")
     assert run.last.train_loss > 0
