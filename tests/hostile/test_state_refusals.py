@@ -62,6 +62,7 @@ def test_an_average_counts_from_zero():
         ({"policy": "RankAdaptation", "tol": 0.1, "every": 2.5}, "every must be an integer"),
         ({"policy": "RankAdaptation", "tol": 0.1, "min_rank": None}, "min_rank must be"),
         ({"policy": "RankAdaptation", "tol": 0.1, "hysteresis": float("nan")}, "hysteresis"),
+        ({"policy": "RankAdaptation", "tol": 0.1, "oversampling": 0.5}, "oversampling must be an integer"),
         ({"policy": ["RankAdaptation"]}, "must be a number"),
         ("RankAdaptation", "must be a mapping"),
     ],
