@@ -25,7 +25,7 @@ _OPTIMIZER_NAMES = {
     "tdlrt": "TDLRT",
     "tdlrt-adamw": "TDLRTAdamW",
 }
-_PLAIN_NAMES = {"sgd": "SGD", "adamw": "AdamW"}
+_PLAIN_NAMES = {"sgd": "SGD", "adamw": "AdamW", "muon": "Muon"}
 _METHOD_NAMES = {
     "dense": "dense",
     "loose-tucker": "loose Tucker factors",
@@ -39,13 +39,16 @@ _METHOD_NAMES = {
 }
 
 _EVERYWHERE = ("sgd", "adamw")
+_UNMASKED = (*_EVERYWHERE, "muon")
 _ADAPTIVE = ("adamw", "muon", "tdlrt-adamw")
 _TDLRT = ("tdlrt", "tdlrt-adamw")
 
 
 def optimizers_of(method: str) -> tuple[str, ...]:
     """The optimizers that can move weights stored by `method`."""
-    return OPTIMIZERS if method == "tucker" else _EVERYWHERE
+    if method == "tucker":
+        return OPTIMIZERS
+    return _EVERYWHERE if is_pruned(method) else _UNMASKED
 
 
 def name_of(method: str, optimizer: str) -> str:
@@ -95,4 +98,6 @@ def moves_on_the_beat(optimizer: str) -> bool:
 
 def dense_counterpart(optimizer: str) -> str:
     """What moves dense weights most like `optimizer` moves those on manifolds."""
+    if optimizer in _UNMASKED:
+        return optimizer
     return "adamw" if is_adaptive(optimizer) else "sgd"

@@ -11,7 +11,9 @@ from tenfold.experiments.combinations import is_loose, is_pruned, moves_on_the_b
 from tenfold.experiments.config import TrainConfig
 from tenfold.experiments.data import DataSet
 from tenfold.experiments.loose import loosen, start_on_manifolds
+from tenfold.experiments.loose_layer import LooseLayer
 from tenfold.experiments.models import build, dense_by_default
+from tenfold.experiments.plain_muon import PlainMuon
 from tenfold.experiments.pruning import prune_at_start
 from tenfold.experiments.rounds import round_ends
 from tenfold.experiments.starting_rank import rank_for_compression
@@ -69,7 +71,7 @@ def make_optimizer(config: TrainConfig, model: nn.Module, total_steps: int) -> t
     """The optimizer of a run, on the manifolds for factored weights.
 
     Plain parameters move in the same way under every method with the same optimizer: runs differ in the
-    factored weights alone. ``"muon"`` moves them by AdamW.
+    factored weights alone. ``"muon"`` moves by AdamW what is factored by none of the methods.
 
     Raises
     ------
@@ -81,6 +83,10 @@ def make_optimizer(config: TrainConfig, model: nn.Module, total_steps: int) -> t
         options["betas"] = (config.momentum, _SECOND_BETA)
     else:
         options["momentum"] = config.momentum
+    if config.method != "tucker" and config.optimizer == "muon":
+        matrices = _matrices(model, config)
+        chosen = {id(p) for p in matrices}
+        return PlainMuon(matrices, [p for p in model.parameters() if id(p) not in chosen], **options)
     if config.method != "tucker":
         plain = torch.optim.SGD if config.optimizer == "sgd" else torch.optim.AdamW
         return plain(model.parameters(), **options)
@@ -125,6 +131,15 @@ def _replaced(model: nn.Module, config: TrainConfig) -> list[str]:
     kept = [] if config.factorize_all else dense_by_default(model)
     layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     return [name for name in layers if name not in kept]
+
+
+def _matrices(model: nn.Module, config: TrainConfig) -> list[nn.Parameter]:
+    """Loose factors, or the dense weights that other methods factor."""
+    if config.method == "dense":
+        layers = [model.get_submodule(name) for name in _replaced(model, config)]
+    else:
+        layers = [module for module in model.modules() if isinstance(module, LooseLayer)]
+    return [p for layer in layers for p in layer.parameters() if p.ndim > 1]
 
 
 def _rank(model: nn.Module, names: list[str], config: TrainConfig) -> float | int:

@@ -26,6 +26,7 @@ METHODS = {
     "cifar10-small": ALL,
     "mnist-decay": {"tucker", "loose-tucker", "loose-cp"},
     "mnist-lenet5": ALL - {"prune-imp"},
+    "mnist-start": {"tucker"},
     "tinyimagenet-full": ALL,
 }
 PROTOCOL = {  # networks, epochs, seeds
