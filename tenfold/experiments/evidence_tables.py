@@ -42,7 +42,7 @@ def accuracy_table(group: Sequence[Setting]) -> Table:
 
 
 def size_table(group: Sequence[Setting], decides: str) -> Table:
-    """One row for each way to train, one column for each size: accuracy ± deviation (compression).
+    """One row for each way to train and start, one column for each size: accuracy ± deviation (compression).
 
     Parameters
     ----------
@@ -59,8 +59,14 @@ def size_table(group: Sequence[Setting], decides: str) -> Table:
     sized = [s for s in group if s.results and s.decides(decides)]
     sizes = sorted({setting.config[decides] for setting in sized})
     rows = [["weights, optimizer", "seeds", *(f"{decides} {size:g}" for size in sizes)]]
-    for label in dict.fromkeys(setting.label for setting in sized):
-        members = {setting.config[decides]: setting for setting in sized if setting.label == label}
+    several = [name for name in ("rank", "decay") if len({setting.config[name] for setting in sized}) > 1]
+
+    def name_of(setting: Setting) -> str:
+        starts = ((name, setting.decay if name == "decay" else setting.config[name]) for name in several)
+        return ", ".join([setting.label, *(f"{name} {value:g}" for name, value in starts)])
+
+    for label in dict.fromkeys(map(name_of, sized)):
+        members = {setting.config[decides]: setting for setting in sized if name_of(setting) == label}
         seeds = sorted({len(setting.results) for setting in members.values()})
         rows.append(
             [

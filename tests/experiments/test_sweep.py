@@ -205,6 +205,17 @@ def test_sizes_are_columns():
     assert size_table(group, "tau")[1:] == [["RiemannianSGD, by tolerance", "1", "70.00 (82.0)"]]
 
 
+def test_the_table_of_sizes_tells_starts_apart():
+    results = [made_up(rank=rank, tau=0.1, accuracy=rank) for rank in (0.25, 0.5)]
+    assert [row[0] for row in size_table(settings(results), "tau")[1:]] == [
+        f"RiemannianSGD, by tolerance, rank {rank}" for rank in (0.25, 0.5)
+    ]
+    results = [made_up(tau=0.1, decay=decay) for decay in (None, 10.0)]
+    assert [row[0] for row in size_table(settings(results), "tau")[1:]] == [
+        f"RiemannianSGD, by tolerance, decay {decay}" for decay in (1, 10)
+    ]
+
+
 def test_settings_are_told_apart_by_when_ranks_are_adapted():
     results = [made_up(tau=0.1), made_up(tau=0.1, adapt_start=40), made_up(adapt_start=40)]
     results += [made_up(tau=0.1, adapt_every=0), made_up(start_compression=0.5), made_up(adapt_every=3)]
