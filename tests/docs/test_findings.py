@@ -120,7 +120,7 @@ def accuracies():
 
 @pytest.mark.parametrize(
     ("results", "decides", "rows"),
-    [(LENET, "compression", 16), (LENET, "tau", 2), (CIFAR, "compression", 11)],
+    [(LENET, "compression", 16), (LENET, "tau", 2), (CIFAR, "compression", 14)],
 )
 def test_tables_of_accuracies(results, decides, rows):
     """The tables of the evidence are those of the report."""
@@ -163,8 +163,8 @@ def test_accuracies_on_cifar10():
         return found
 
     adamw, sgd, dense = line(f"{vgg}, AdamW"), line("| the same, SGD |"), line(f"{vgg} |")
-    for rows, plain in ((adamw, "AdamW"), (sgd, "SGD")):
-        name = f"Riemannian{plain}"
+    for rows, plain in ((adamw, "AdamW"), (sgd, "SGD"), (line("| the same, Muon |"), "Muon")):
+        name = f"{'Tangent' if plain == 'Muon' else 'Riemannian'}{plain}"
         assert f": {percent[f'{name}, {falling}']}, budget from the start: {percent[name]}" in rows
         assert f"loose Tucker {percent[f'loose Tucker factors, {plain}']}" in rows
     frequent = percent[f"TDLRT, {falling}"]
