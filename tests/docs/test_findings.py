@@ -191,6 +191,10 @@ def test_accuracies_of_the_reduced_protocol():
     both = "VGG16 and ResNet18 on CIFAR-10"
     for column, side in ((1, ("tucker", "adamw", None)), (2, ("loose-tucker", "sgd", None))):
         assert f"{percent['vgg16'][side]} and {percent['resnet18'][side]}" in row(both, column)
+    muon = "the same with Muon, VGG16"
+    assert f"falls: {percent['vgg16']['tucker', 'muon', None]}" in row(muon)
+    sides = (("loose-tucker", "muon", None), ("dense", "sgd", None))
+    assert row(muon, 2) == "loose Tucker {}, dense, SGD {}".format(*(percent["vgg16"][s] for s in sides))
     for model, name in (("vgg16", "VGG16"), ("resnet18", "ResNet18")):
         beside_dense = f"{name} on CIFAR-10, 2 epochs, at"
         assert f": {percent[model]['tucker', 'adamw', None]}" in row(beside_dense)
