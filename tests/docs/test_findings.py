@@ -173,6 +173,10 @@ def test_accuracies_on_cifar10():
     assert f"loose CP {percent['loose CP factors, AdamW']}" in adamw
     assert f"loose matrix {percent['loose matrix factors, AdamW']}" in adamw
     assert f": {percent[f'RiemannianAdamW, {falling}']} | dense, SGD {percent['dense, SGD']}" in dense
+    against_muon = line(f"{vgg} from the start, against Muon")
+    for name in ("RiemannianSGD", "RiemannianAdamW", "TDLRT, every 10 steps"):
+        assert f" {percent[name]}" in against_muon
+    assert f"| loose Tucker, Muon {percent['loose Tucker factors, Muon']} |" in against_muon
 
 
 def test_accuracies_of_the_reduced_protocol():
@@ -201,4 +205,5 @@ def test_accuracies_of_the_reduced_protocol():
         assert percent[model]["dense", "sgd", None] in row(beside_dense, 2)
     by_tolerance = "VGG16 on CIFAR-10, 2 epochs, by"
     assert f"0.07: {percent['vgg16']['tucker', 'tdlrt', 0.07]}" in row(by_tolerance)
-    assert percent["vgg16"]["loose-tucker", "sgd", None] in row(by_tolerance, 2)
+    for optimizer in ("sgd", "muon"):
+        assert percent["vgg16"]["loose-tucker", optimizer, None] in row(by_tolerance, 2)
