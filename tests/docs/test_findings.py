@@ -22,6 +22,7 @@ ROWS = [
 DECAY = ROOT / "docs" / "evidence" / "mnist-decay" / "results.jsonl"
 LENET = ROOT / "docs" / "evidence" / "mnist-lenet5" / "results.jsonl"
 CIFAR = ROOT / "docs" / "evidence" / "cifar10-small" / "results.jsonl"
+STARTS = ROOT / "docs" / "evidence" / "mnist-start" / "results.jsonl"
 REDUCED = ROOT / "docs" / "evidence" / "cifar10-reduced" / "results.jsonl"
 ADAPTERS = ROOT / "docs" / "evidence" / "adapters.jsonl"
 
@@ -207,3 +208,22 @@ def test_accuracies_of_the_reduced_protocol():
     assert f"0.07: {percent['vgg16']['tucker', 'tdlrt', 0.07]}" in row(by_tolerance)
     for optimizer in ("sgd", "muon"):
         assert percent["vgg16"]["loose-tucker", optimizer, None] in row(by_tolerance, 2)
+
+
+def test_table_of_starts():
+    cells = defaultdict(dict)
+    for setting in settings(read_results(STARTS)):
+        accuracy, spread = setting.mean("test_accuracy"), setting.deviation("test_accuracy")
+        compression = 100 * setting.mean("compression_factored")
+        cells[setting.label][setting.config["rank"]] = (
+            f"{100 * accuracy:.2f} ± {100 * spread:.2f} ({compression:.1f})"
+        )
+    page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
+    assert len(cells) == 6
+    for label, of_rank in cells.items():
+        assert f"| {label} | {' | '.join(of_rank[rank] for rank in (0.05, 0.2, 0.5))} |" in page
+    spare, without = row("ranks at a twentieth"), row("ranks at a twentieth", 2)
+    for optimizer in ("RiemannianSGD", "TDLRT"):
+        accuracy = cells[f"{optimizer}, by tolerance, oversampling 4"][0.05].split()[0]
+        assert f"`{optimizer}` {accuracy} %" in spare
+        assert f"{cells[f'{optimizer}, by tolerance'][0.05].split()[0]} %" in without
