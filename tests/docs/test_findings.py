@@ -174,6 +174,8 @@ def test_accuracies_on_cifar10():
     assert f"loose CP {percent['loose CP factors, AdamW']}" in adamw
     assert f"loose matrix {percent['loose matrix factors, AdamW']}" in adamw
     assert f": {percent[f'RiemannianAdamW, {falling}']} | dense, SGD {percent['dense, SGD']}" in dense
+    both = line("| the same, both with Muon |")
+    assert f": {percent[f'TangentMuon, {falling}']} | dense, Muon {percent['dense, Muon']} |" in both
     against_muon = line(f"{vgg} from the start, against Muon")
     for name in ("RiemannianSGD", "RiemannianAdamW", "TDLRT, every 10 steps"):
         assert f" {percent[name]}" in against_muon
