@@ -156,14 +156,15 @@ def _rank_policy(config: TrainConfig, total_steps: int, stop: int | None = None)
     if not config.adapt_every:
         return None
     start = config.adapt_start or 0
-    for name in ("start_compression", "oversampling"):
-        if getattr(config, name) is not None:
-            stop = total_steps // 2
-            if stop - start < config.adapt_every:
-                raise ValueError(
-                    f"{name}={getattr(config, name):g} has no end: with adapt_every={config.adapt_every} no "
-                    f"ranks are decided between step {start} and the middle of the {total_steps} steps"
-                )
+    ending = [n for n in ("start_compression", "oversampling") if getattr(config, n) is not None]
+    if ending:
+        stop = total_steps // 2
+        if stop - start < config.adapt_every:
+            raise ValueError(
+                f"{ending[0]}={getattr(config, ending[0]):g} has no end: with adapt_every="
+                f"{config.adapt_every} no ranks are decided between step {start} and the middle "
+                f"of the {total_steps} steps"
+            )
     beat: dict[str, Any] = {
         "every": config.adapt_every,
         "start": start,

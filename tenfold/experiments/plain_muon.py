@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
-from tenfold.linalg import orthogonalize
+from tenfold.optim.muon import spectral_step
 
 
 class PlainMuon(torch.optim.AdamW):
@@ -70,7 +69,6 @@ class PlainMuon(torch.optim.AdamW):
             state["step"] += 1
             state["momentum_buffer"].mul_(group["momentum"]).add_(gradient)
             direction = gradient.add(state["momentum_buffer"], alpha=group["momentum"]).flatten(1)
-            step = group["lr"] * 0.2 * math.sqrt(max(direction.shape))
             p.mul_(1 - group["lr"] * group["weight_decay"])
-            p.sub_(step * orthogonalize(direction).reshape(p.shape))
+            p.sub_(group["lr"] * spectral_step(direction).reshape(p.shape))
         return loss

@@ -19,6 +19,11 @@ from tenfold.optim.update import State
 __all__ = ["TangentMuon"]
 
 
+def spectral_step(matrix: torch.Tensor) -> torch.Tensor:
+    """``0.2 sqrt(max(m, n)) orth(matrix)``, of a root mean square of about 0.2; shape ``(*batch, m, n)``."""
+    return 0.2 * math.sqrt(max(matrix.shape[-2:])) * orthogonalize(matrix)
+
+
 class TangentMuon(RiemannianAdamW):
     r"""Muon in the tangent space of a low-rank manifold, AdamW for everything else.
 
@@ -135,10 +140,7 @@ class TangentMuon(RiemannianAdamW):
             b = b.add(state["momentum_buffer"], alpha=mu)
         d = rgrad + mu * b if group["nesterov"] else b
         blocks = zip(manifold.tangent_matrices(d), manifold.factor_shapes, strict=True)
-        o = [
-            (0.2 * math.sqrt(max(block.shape[-2:])) * orthogonalize(block)).reshape(*d.shape[:-1], *shape)
-            for block, shape in blocks
-        ]
+        o = [spectral_step(block).reshape(*d.shape[:-1], *shape) for block, shape in blocks]
         direction = manifold.proju(x, manifold.pack_point(*o))
         if group["weight_decay"]:
             direction = direction + group["weight_decay"] * manifold.radial(x)

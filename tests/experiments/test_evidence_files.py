@@ -79,7 +79,8 @@ def test_every_method_stands_at_four_compressions_or_more(stem):
         config = entry.config
         sizes.setdefault((config.method, config.optimizer), set()).add((config.tau, config.compression))
     few = {key for key, of_method in sizes.items() if len(of_method) < 4}
-    assert {method for method, _ in few} == {"dense"}
+    muon = {("dense", "muon")} if stem == "cifar10-small" else set()
+    assert few == {("dense", "sgd"), ("dense", "adamw")} | muon
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)

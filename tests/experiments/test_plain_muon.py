@@ -31,6 +31,25 @@ def test_matrices_move_as_with_torch(shape):
     assert (ours - theirs).norm() < 0.02 * (theirs - start).norm()
 
 
+def test_steps_are_the_formula_in_float64():
+    """With the orthogonalised matrix from its singular vectors and the polynomial of its singular values."""
+    generator = torch.Generator().manual_seed(10)
+    start, *gradients = torch.randn(3, 5, 8, dtype=torch.float64, generator=generator)
+    p = nn.Parameter(start.clone())
+    optimizer = PlainMuon([p], [], **OPTIONS)
+    x, b = start, torch.zeros_like(start)
+    for g in gradients:
+        p.grad = g.clone()
+        optimizer.step()
+        b = 0.8 * b + g
+        left, sigma, right = torch.linalg.svd(g + 0.8 * b, full_matrices=False)
+        sigma = sigma / sigma.norm()
+        for _ in range(5):
+            sigma = 3.4445 * sigma - 4.7750 * sigma**3 + 2.0315 * sigma**5
+        x = (1 - 0.03 * 0.1) * x - 0.03 * 0.2 * 8**0.5 * left @ sigma.diag() @ right
+    torch.testing.assert_close(p.detach(), x, rtol=1e-10, atol=1e-12)
+
+
 def test_a_kernel_moves_as_the_matrix_of_its_first_mode():
     start = torch.randn(5, 3, 2, 2, generator=torch.Generator().manual_seed(10))
     kernel = moved(lambda p: PlainMuon([p], [], **OPTIONS), start)
