@@ -26,7 +26,7 @@ from torch import nn
 import tenfold
 from tenfold.experiments.models import build, dense_by_default
 from tenfold.nn import LowRankLayer
-from tenfold.optim import RankAdaptation, RiemannianAdam, RiemannianSGD
+from tenfold.optim import RankAdaptation, RiemannianAdam, RiemannianSGD, TangentMuon
 
 
 class Loose(nn.Module):
@@ -75,6 +75,7 @@ def methods(name: str, rank: float) -> dict[str, tuple[nn.Module, torch.optim.Op
     add("RiemannianSGD", low, RiemannianSGD, momentum=0.9)
     add("RiemannianSGD, damped", low, RiemannianSGD, momentum=0.9, damping=0.1)
     add("RiemannianAdam, damped", low, RiemannianAdam)
+    add("TangentMuon, damped", low, TangentMuon)
     for every in (10, 1):
         # A tolerance of zero and the present ranks as limits: ranks are decided, and stay comparable.
         policy = RankAdaptation(0.0, max_rank=rank, every=every)

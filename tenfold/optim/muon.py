@@ -76,7 +76,7 @@ class TangentMuon(RiemannianAdamW):
 
     Notes
     -----
-    Complexity per step beside the geometry: ``20 m n min(m, n)`` multiplications for each block.
+    Complexity per step beside the geometry: that of :func:`~tenfold.linalg.orthogonalize` for each block.
 
     References
     ----------

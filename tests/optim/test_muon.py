@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import tenfold
-from tenfold.linalg import orthogonalize
 from tenfold.manifolds import FixedRankManifold, TuckerManifold
 from tenfold.optim import RankAdaptation, RiemannianAdamW, TangentMuon
 from tests.optim.problems import MANIFOLDS, dense, descend, distance, generator, parameter, target
@@ -165,20 +164,3 @@ def test_fixed_rank_steps_run_on_the_meta_device():
 def test_bad_arguments_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         TangentMuon([parameter(FixedRankManifold((4, 3), 2))], **bad)
-
-
-@pytest.mark.parametrize("shape", [(5, 30, 12), (12, 30), (7, 7)])
-def test_orthogonalize_keeps_singular_vectors(shape):
-    matrix = torch.randn(shape, dtype=torch.float64, generator=generator(0))
-    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-    diagonal = u.mT @ orthogonalize(matrix) @ vh.mT
-    values = diagonal.diagonal(dim1=-2, dim2=-1)
-    torch.testing.assert_close(diagonal, torch.diag_embed(values))
-    assert ((values > 0.68) & (values < 1.21))[s > 0.002 * s.norm(dim=-1, keepdim=True)].all()
-
-
-@pytest.mark.parametrize("scale", [1e-30, 1e30])
-def test_orthogonalize_has_no_scale_and_keeps_zero(scale):
-    matrix = torch.randn(6, 4, generator=generator(0))
-    torch.testing.assert_close(orthogonalize(matrix * scale), orthogonalize(matrix), rtol=1e-4, atol=1e-4)
-    assert torch.equal(orthogonalize(torch.zeros(3, 2)), torch.zeros(3, 2))
