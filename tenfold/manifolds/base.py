@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import abc
-import math
 from typing import Any
 
 import geoopt
 import torch
 
-from tenfold.linalg import vector_norm
-from tenfold.manifolds.truncation import RankBound, Truncation
+from tenfold.manifolds.rank_adaptive import RankAdaptiveManifold
 
 __all__ = ["LowRankManifold"]
 
 
-class LowRankManifold(geoopt.Manifold, metaclass=abc.ABCMeta):
+class LowRankManifold(RankAdaptiveManifold):
     r"""Tensors of fixed rank in some format, as a Riemannian submanifold of the dense tensors.
 
     **Points** are packed vectors: the factors of the format, flattened and concatenated in the
@@ -55,147 +53,12 @@ class LowRankManifold(geoopt.Manifold, metaclass=abc.ABCMeta):
     """
 
     name = "low-rank"
-    ndim = 1
-    reversible = False
     retraction_order = 1
-
-    shape: tuple[int, ...]
-    rank: Any
-    factor_shapes: tuple[tuple[int, ...], ...]
-
-    # What a format is ------------------------------------------------------------------------
 
     @property
     @abc.abstractmethod
     def dim(self) -> int:
         """Dimension of the manifold."""
-
-    @abc.abstractmethod
-    def with_rank(self, rank: Any) -> LowRankManifold:
-        """The manifold of the same shape and format at another rank.
-
-        Raises
-        ------
-        ValueError
-            If no tensor of this shape has that rank.
-        """
-
-    @property
-    @abc.abstractmethod
-    def full_rank(self) -> Any:
-        """The rank at which every tensor of this shape is represented."""
-
-    @property
-    def size(self) -> int:
-        """Length of a packed point: the number of stored parameters."""
-        return sum(self._factor_sizes())
-
-    @property
-    def dense_size(self) -> int:
-        """Number of entries of the dense tensor."""
-        return math.prod(self.shape)
-
-    @property
-    def factor_names(self) -> tuple[str, ...]:
-        """Names of the factors, in the order in which they are packed."""
-        return tuple(f"factor{k}" for k in range(len(self.factor_shapes)))
-
-    def _key(self) -> tuple[Any, ...]:
-        """What makes two manifolds the same."""
-        return type(self), self.shape, self.rank
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, LowRankManifold) and self._key() == other._key()
-
-    def __hash__(self) -> int:
-        return hash(self._key())
-
-    def extra_repr(self) -> str:
-        return f"shape={self.shape}, rank={self.rank}"
-
-    # Packing ---------------------------------------------------------------------------------
-
-    def unpack_tensor(self, tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Factors of a packed point (or blocks of a packed tangent vector), as views.
-
-        Parameters
-        ----------
-        tensor : torch.Tensor
-            Shape ``(*batch, size)``.
-
-        Returns
-        -------
-        tuple of torch.Tensor
-            Shapes ``(*batch, *factor_shape)``, one per entry of ``factor_shapes``.
-
-        Raises
-        ------
-        ValueError
-            If the last dimension is not ``size``.
-        """
-        sizes, shapes = self._factor_sizes(), self.factor_shapes
-        if tensor.shape != (sum(sizes),):
-            self._assert_check_shape(tensor.shape, "tensor")
-            batch = tensor.shape[:-1]
-            shapes = tuple((*batch, *shape) for shape in shapes)
-        blocks = tensor.split_with_sizes(sizes, -1)
-        return tuple(block.reshape(shape) for block, shape in zip(blocks, shapes, strict=True))
-
-    def _factor_sizes(self) -> list[int]:
-        """Numbers of entries of the factors, computed once: every operation of every step asks for them."""
-        of, sizes = self.__dict__.get("_sizes", (None, []))
-        if of is not self.factor_shapes:
-            sizes = [math.prod(shape) for shape in self.factor_shapes]
-            self.__dict__["_sizes"] = self.factor_shapes, sizes
-        return sizes
-
-    def pack_point(self, *tensors: torch.Tensor) -> torch.Tensor:
-        """Inverse of :meth:`unpack_tensor`.
-
-        Parameters
-        ----------
-        *tensors : torch.Tensor
-            One per entry of ``factor_shapes``, shapes ``(*batch, *factor_shape)``.
-
-        Returns
-        -------
-        torch.Tensor
-            Shape ``(*batch, size)``.
-
-        Raises
-        ------
-        ValueError
-            If the number or a shape of the factors does not fit.
-        """
-        if len(tensors) != len(self.factor_shapes):
-            raise ValueError(f"{self} has {len(self.factor_shapes)} factors, got {len(tensors)}")
-        rows = []
-        for number, (tensor, shape) in enumerate(zip(tensors, self.factor_shapes, strict=True)):
-            lead = tensor.ndim - len(shape)
-            if lead < 0 or tuple(tensor.shape[lead:]) != shape:
-                raise ValueError(
-                    f"factor {number} of {self} needs the shape {shape} (after the batch), "
-                    f"got {tuple(tensor.shape)}"
-                )
-            rows.append(tensor.flatten(lead))
-        if any(row.shape[:-1] != rows[0].shape[:-1] for row in rows):
-            batch = torch.broadcast_shapes(*(row.shape[:-1] for row in rows))
-            rows = [row.expand(*batch, row.shape[-1]) for row in rows]
-        return torch.cat(rows, dim=-1)
-
-    def factors(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """What a forward pass contracts; :meth:`unpack_tensor` unless a format offers better gradients."""
-        return self.unpack_tensor(x)
-
-    # Checks ----------------------------------------------------------------------------------
-
-    def _check_shape(self, shape: tuple[int, ...], name: str) -> tuple[bool, str | None]:
-        if len(shape) < 1 or shape[-1] != self.size:
-            return False, (
-                f"{name} of {self} is a packed vector of {self.size} numbers (after the batch), "
-                f"got the shape {tuple(shape)}"
-            )
-        return True, None
 
     # Points ----------------------------------------------------------------------------------
 
@@ -251,47 +114,6 @@ class LowRankManifold(geoopt.Manifold, metaclass=abc.ABCMeta):
     @abc.abstractmethod
     def radial(self, x: torch.Tensor) -> torch.Tensor:
         """The point itself as a tangent vector (the manifold is a cone), shape ``(*batch, size)``."""
-
-    # Metric ----------------------------------------------------------------------------------
-
-    def inner(
-        self,
-        x: torch.Tensor,
-        u: torch.Tensor,
-        v: torch.Tensor | None = None,
-        *,
-        keepdim: bool = False,
-    ) -> torch.Tensor:
-        """Frobenius product of two tangent tensors: the dot product of their coordinates.
-
-        Parameters
-        ----------
-        x : torch.Tensor
-            Base point, shape ``(*batch, size)``; only its batch matters.
-        u, v : torch.Tensor
-            Tangent vectors, shape ``(*batch, size)``; ``v=None`` means ``u``.
-        keepdim : bool
-            Keep the last dimension with size 1.
-
-        Returns
-        -------
-        torch.Tensor
-            Shape ``(*batch,)`` or ``(*batch, 1)``. Products outside of the range of the type over- or
-            underflow; :meth:`norm` does not.
-        """
-        product = (u * (u if v is None else v)).sum(-1)
-        product = product.expand(torch.broadcast_shapes(x.shape[:-1], product.shape))
-        return product.unsqueeze(-1) if keepdim else product
-
-    def norm(self, x: torch.Tensor, u: torch.Tensor, *, keepdim: bool = False) -> torch.Tensor:
-        """Frobenius norm of a tangent tensor; see :meth:`inner` for the shapes.
-
-        It is finite wherever the length is, and zero for zero alone; the root of ``inner(x, u)`` is not:
-        in float32 the squares overflow above 1e19 and underflow below 1e-23.
-        """
-        length = vector_norm(u, keepdim=keepdim)
-        batch = torch.broadcast_shapes(x.shape[:-1], u.shape[:-1])
-        return length.expand(*batch, 1) if keepdim else length.expand(batch)
 
     # Tangent space ---------------------------------------------------------------------------
 
@@ -440,14 +262,6 @@ class LowRankManifold(geoopt.Manifold, metaclass=abc.ABCMeta):
         adjoint = torch.func.vjp(lambda u: self.tangent_to_dense(x, u), torch.zeros_like(x))[1]
         return self.proju(x, adjoint(tensor.to(x).expand(*batch, *self.shape))[0])
 
-    def _check_dense(self, tensor: torch.Tensor) -> None:
-        order = len(self.shape)
-        if tensor.ndim < order or tuple(tensor.shape[tensor.ndim - order :]) != self.shape:
-            raise ValueError(
-                f"{self} needs a dense tensor of shape {self.shape} (after the batch), "
-                f"got {tuple(tensor.shape)}"
-            )
-
     # Moving ----------------------------------------------------------------------------------
 
     @abc.abstractmethod
@@ -515,122 +329,3 @@ class LowRankManifold(geoopt.Manifold, metaclass=abc.ABCMeta):
         """``y = retr(x, u)`` and ``transp(x, y, v)``."""
         y = self.retr(x, u, frame=frame)
         return y, self.transp(x, y, v)
-
-    # Ranks -----------------------------------------------------------------------------------
-
-    @abc.abstractmethod
-    def truncation(self, x: torch.Tensor, u: torch.Tensor | None = None, *, frame: Any = None) -> Truncation:
-        """The spectra of the tensor ``x`` (or of ``x + u``, exactly), ready to be truncated.
-
-        Parameters
-        ----------
-        x : torch.Tensor
-            Point, shape ``(*batch, size)``.
-        u : torch.Tensor or None
-            Tangent vector at ``x``; the sum has up to twice the rank.
-        frame
-            ``self.frame(x)``, if it is known.
-        """
-
-    @abc.abstractmethod
-    def _exact(self, tensor: torch.Tensor) -> tuple[LowRankManifold, torch.Tensor]:
-        """A dense tensor in this format at a rank that loses nothing."""
-
-    def singular_values(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Singular values of the matricisations that the ranks belong to, descending.
-
-        Returns
-        -------
-        tuple of torch.Tensor
-            One per rank, shape ``(*batch, rank)``.
-        """
-        return self.truncation(x).singular_values
-
-    def truncate(
-        self,
-        x: torch.Tensor,
-        *,
-        tol: float = 0.0,
-        min_rank: RankBound = None,
-        max_rank: RankBound = None,
-    ) -> tuple[LowRankManifold, torch.Tensor]:
-        """Truncate a point by tolerance.
-
-        Parameters
-        ----------
-        x : torch.Tensor
-            Point, shape ``(*batch, size)``; a batch shares its ranks.
-        tol : float
-            Relative tolerance in [0, 1) for each rank by itself; the relative error of the
-            tensor is at most ``tol`` times the root of the number of ranks.
-        min_rank, max_rank : int, sequence of int or None
-            Limits on the ranks.
-
-        Returns
-        -------
-        manifold : LowRankManifold
-            The manifold at the new rank.
-        point : torch.Tensor
-            Shape ``(*batch, manifold.size)``.
-
-        Raises
-        ------
-        ValueError
-            If ``tol`` is outside [0, 1) or a limit makes no sense.
-        """
-        return self.truncation(x).by_tolerance(tol, min_rank=min_rank, max_rank=max_rank)
-
-    def retr_adaptive(
-        self,
-        x: torch.Tensor,
-        u: torch.Tensor,
-        *,
-        tol: float = 0.0,
-        min_rank: RankBound = None,
-        max_rank: RankBound = None,
-    ) -> tuple[LowRankManifold, torch.Tensor]:
-        """Rank-adaptive retraction: ``x + u`` truncated by tolerance.
-
-        Ranks may grow (up to twice) and shrink in the same step. Arguments and results as in
-        :meth:`truncate`.
-        """
-        return self.truncation(x, u).by_tolerance(tol, min_rank=min_rank, max_rank=max_rank)
-
-    def from_dense(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Quasi-optimal approximation of a dense tensor at this manifold's rank.
-
-        Parameters
-        ----------
-        tensor : torch.Tensor
-            Shape ``(*batch, *shape)``.
-
-        Returns
-        -------
-        torch.Tensor
-            Point, shape ``(*batch, size)``. Its error is at most the root of the number of
-            ranks times that of the best approximation.
-
-        Raises
-        ------
-        ValueError
-            If the shape does not fit.
-        """
-        self._check_dense(tensor)
-        manifold, x = self._exact(tensor)
-        return manifold.truncation(x).to(self.rank)[1]
-
-    def approximate(
-        self,
-        tensor: torch.Tensor,
-        *,
-        tol: float = 0.0,
-        min_rank: RankBound = None,
-        max_rank: RankBound = None,
-    ) -> tuple[LowRankManifold, torch.Tensor]:
-        """Approximate a dense tensor by tolerance; this manifold's own rank plays no part.
-
-        Arguments, results and error bound as in :meth:`truncate`.
-        """
-        self._check_dense(tensor)
-        manifold, x = self._exact(tensor)
-        return manifold.truncate(x, tol=tol, min_rank=min_rank, max_rank=max_rank)
