@@ -131,6 +131,8 @@ class RiemannianAdam(RiemannianOptimizer):
         if not all(0 <= beta < 1 for beta in group["betas"]):
             raise ValueError(f"betas must lie in [0, 1), got {group['betas']}")
         SecondMoment(group["second_moment"])
+        if group["foreach"] and isinstance(group["lr"], torch.Tensor):
+            raise ValueError("foreach=True and a tensor lr do not go together, as in torch.optim.Adam")
 
     def _check_saved_state(self, number: int, parameter: torch.Tensor, saved: State, group: Group) -> None:
         needed = ["step", "exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]

@@ -6,7 +6,7 @@ import abc
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import geoopt
 import torch
@@ -111,8 +111,8 @@ class RiemannianOptimizer(CheckedOptimizer):
         Raises
         ------
         NonFiniteError
-            If a gradient is not finite, or a step overflows (a ValueError, too); the parameter is
-            named, and nothing has been changed.
+            If a gradient is not finite, or the step of a parameter on a manifold overflows (a ValueError,
+            too); the parameter is named, and nothing has been changed.
         RuntimeError
             If a gradient is sparse; if another process has come to other values, after the step.
         """
@@ -134,8 +134,10 @@ class RiemannianOptimizer(CheckedOptimizer):
             if policy is not None:
                 require_company(curved, self._name)
             policy = policy if policy is not None and self._decides(group, group["step"] + 1) else None
-            if policy is not None and group["check_finite"]:
-                self._require_finite([p.grad for p in curved], [], [])
+            if policy is not None:
+                if group["check_finite"]:
+                    self._require_finite([p.grad for p in curved], [], [])
+                adapting += self._waiting(group)
             # Ranks are decided parameter by parameter.
             foreach = group["foreach"] if policy is None else False
             for batch in batches(curved, self.state, foreach=foreach):
@@ -162,6 +164,10 @@ class RiemannianOptimizer(CheckedOptimizer):
     def _decides(self, group: Group, step: int) -> bool:
         """Whether ranks are decided in a step."""
         return group["rank_adaptation"].due(step)
+
+    def _waiting(self, group: Group) -> list[Adapting]:
+        """Parameters whose ranks are to be decided though they have no gradient."""
+        return []
 
     def _move(
         self, group: Group, batch: Batch, adapt: bool, conditioning: list[torch.Tensor]
@@ -319,10 +325,10 @@ class RiemannianOptimizer(CheckedOptimizer):
         watched = [] if self._warned else [item.to(largest) for item in conditioning]
         bound, *reciprocals = torch.stack([largest, *watched]).tolist()
         if not math.isfinite(bound):
-            self._refuse(updates)
+            self._refuse(updates)  # unless only the sum has overflowed
         self._warn(min(reciprocals, default=1.0), [item.dtype for item in conditioning])
 
-    def _refuse(self, updates: list[Update]) -> NoReturn:
+    def _refuse(self, updates: list[Update]) -> None:
         for name, parameter in self._named():
             if parameter.grad is not None and not torch.isfinite(whole(parameter.grad)).all():
                 raise NonFiniteError(f"the gradient of {name} holds NaN or infinity; nothing was changed")
@@ -330,7 +336,6 @@ class RiemannianOptimizer(CheckedOptimizer):
             if not all(torch.isfinite(tensor).all() for tensor in update.tensors):
                 name = self._name(update.parameter)
                 raise NonFiniteError(f"the step of {name} overflows; nothing was changed")
-        raise NonFiniteError("the step holds NaN or infinity; nothing was changed")
 
     def _warn(self, reciprocal: float, dtypes: list[torch.dtype]) -> None:
         eps = max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0)
@@ -364,5 +369,7 @@ def _magnitude(tensors: list[torch.Tensor]) -> torch.Tensor:
         parts = [total(sharded), *([_magnitude(others)] if others else [])]
         return torch.stack(parts).sum()
     if all(tensor.device.type == "cpu" for tensor in tensors):
-        return torch.stack([tensor.sum().double() for tensor in tensors]).sum()  # the fastest pass there
+        # The fastest pass there; sums of half precision would overflow early.
+        wide = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
+        return torch.stack([tensor.sum(dtype=wide.get(tensor.dtype)).double() for tensor in tensors]).sum()
     return torch.nn.utils.get_total_norm(tensors, float("inf"))

@@ -23,6 +23,9 @@ from tenfold.optim.update import Adapting, Batch, State, Update
 
 __all__ = ["CoreIntegration", "Integrator"]
 
+OPEN = "open"
+"""Marks the state of a parameter in augmented bases that wait for their truncation."""
+
 _DAMPING = 0.1
 """Of the gradients in core steps: augmented bases begin with singular values of zero."""
 
@@ -91,6 +94,11 @@ class CoreIntegration(RiemannianOptimizer):
                 f"core_steps must lie between 1 and the {policy.every} steps of the rank_adaptation's "
                 f"interval, got {core_steps}"
             )
+        if core_steps > 1 and policy.hysteresis:
+            raise ValueError(
+                f"hysteresis={policy.hysteresis} would compare with augmented ranks: it needs core_steps=1, "
+                f"got {core_steps}"
+            )
 
     # When -------------------------------------------------------------------------------------
 
@@ -132,7 +140,8 @@ class CoreIntegration(RiemannianOptimizer):
             raise ValueError("the two-pass integrator evaluates the loss again: call step(closure)")
         try:
             self._augmented = self._augmentations(closure)
-            super().step()
+            # Not super().step(): torch has put the hooks of a step around those of classes with instances.
+            RiemannianOptimizer.step(self)
         finally:
             self._augmented = {}
             if self._capture is not None:
@@ -210,7 +219,12 @@ class CoreIntegration(RiemannianOptimizer):
         policy, step = group["rank_adaptation"], group["step"] + 1
         if not policy.on_beat(step):
             updates = self._core_steps(group, batch)
-            return [self._closed(update) for update in updates] if adapt else list(updates)
+            if adapt:
+                return [self._closed(update.parameter, update.point, update.state) for update in updates]
+            if OPEN in batch.state:
+                for update in updates:
+                    update.state[OPEN] = 1
+            return list(updates)
         if group["check_finite"]:
             self._require_finite([batch.grad], [], [])  # directions that are not finite would be left out
         # Before `start` and after `stop` the bases move on the beat, too, at the ranks they have.
@@ -236,13 +250,18 @@ class CoreIntegration(RiemannianOptimizer):
         """The augmented tensor, which waits for its truncation."""
         new, z = wide.feasible(y)
         state = state if z is y else self._transported(state, wide, y, new, z)
-        return Update(p, z, state, new)
+        return Update(p, z, state | {OPEN: 1}, new)
 
     @staticmethod
-    def _closed(update: Update) -> Adapting:
+    def _closed(p: geoopt.ManifoldParameter, y: torch.Tensor, state: State) -> Adapting:
         """The last step in augmented bases, ready for its truncation."""
-        p, y = update.parameter, update.point
-        return Adapting(p, p.manifold.truncation(y), update.state, p.manifold, y)
+        state = {name: value for name, value in state.items() if name != OPEN}
+        return Adapting(p, p.manifold.truncation(y), state, p.manifold, y)
+
+    def _waiting(self, group: Group) -> list[Adapting]:
+        """Parameters in augmented bases without a gradient in the step that truncates."""
+        open = [p for p in group["params"] if p.grad is None and OPEN in self.state.get(p, {})]
+        return [self._closed(p, p.detach(), self.state[p]) for p in open]
 
     def _core_steps(self, group: Group, batch: Batch) -> list[Update]:
         """Bases stay; the core moves, and the state remembers where the bases would go."""

@@ -295,6 +295,7 @@ class LineSearchOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
             there = self._gradient(live)
             slope = curve.slope(length, there)
             if not (math.isfinite(loss) and math.isfinite(slope)):
+                latest = None  # the parameters are here now, wherever the last finite trial was
                 return Trial(length, math.inf, math.inf)
             latest = (length, there)
             return Trial(length, loss, slope)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -113,8 +112,8 @@ class EnergyAdaptation(RankPolicy):
 
     def _ranks(self, spectra: Sequence[torch.Tensor]) -> Ranks:
         exact = ranks_by_tolerance(spectra, 0.0)
-        shared = [batch_spectrum(values) for values in spectra]
-        budget = (self.tol * math.sqrt(sum(value**2 for value in shared[0]))) ** 2
+        shared = relative_spectra(spectra)
+        budget = self.tol**2
         ranks = list(exact)
         order = sorted((value, k, j) for k, values in enumerate(shared) for j, value in enumerate(values))
         for value, k, j in order:
@@ -142,7 +141,16 @@ def _with_spare(ranks: Ranks, item: Pending, spare: int) -> Ranks:
     )
 
 
-def batch_spectrum(values: torch.Tensor) -> list[float]:
-    """The largest singular values of a batch, as numbers on the host."""
-    spectrum: Any = values.reshape(-1, values.shape[-1]).amax(0).tolist()
-    return list(spectrum)
+def relative_spectra(spectra: Sequence[torch.Tensor]) -> list[list[float]]:
+    """Singular values of every rank divided by the norm of the tensor, the largest in a batch; on the host.
+
+    A tail of these bounds that of every member.
+    """
+    relative = []
+    for values in spectra:
+        scale = values[..., :1]
+        scaled = values / torch.where(scale > 0, scale, torch.ones_like(scale))
+        norm = scaled.norm(dim=-1, keepdim=True)
+        scaled = scaled / torch.where(norm > 0, norm, torch.ones_like(norm))
+        relative.append(scaled.reshape(-1, values.shape[-1]).amax(0).tolist())
+    return relative

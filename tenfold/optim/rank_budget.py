@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tenfold.manifolds import LowRankManifold, TreeManifold
-from tenfold.optim.rank_adaptation import batch_spectrum, clear_ranks
+from tenfold.optim.rank_adaptation import clear_ranks, relative_spectra
 from tenfold.optim.rank_policy import Pending, RankPolicy, Ranks
 
 __all__ = ["BudgetAdaptation"]
@@ -127,9 +127,8 @@ class BudgetAdaptation(RankPolicy):
 
 def _energies(item: Pending, spare: int) -> list[list[float]]:
     """What each direction goes by: its relative energy, or that of the one `spare` places before it."""
-    spectra = [batch_spectrum(values) for values in item.truncation.singular_values]
-    total = sum(value**2 for value in spectra[0]) or 1.0
-    energies = [[value**2 / total for value in values] for values in spectra]
+    spectra = relative_spectra(item.truncation.singular_values)
+    energies = [[value**2 for value in values] for values in spectra]
     if not spare:
         return energies
     return [

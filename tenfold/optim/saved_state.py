@@ -22,7 +22,8 @@ def checked_state_dict(
     """`saved`, if an optimizer can go on from it.
 
     Groups have as many parameters as those of the optimizer and every hyperparameter that these have, each of
-    the same kind. The state of a parameter is plain numbers and dense, finite tensors of its shape.
+    the same kind; what schedulers add may differ. The state of a parameter is plain numbers and dense, finite
+    tensors of its shape.
 
     Parameters
     ----------
@@ -75,9 +76,14 @@ _LAYOUT = values.record(
 )
 
 
+_SCHEDULED = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr")
+"""What torch's schedulers add to groups: a state may come from a training with another one, or none."""
+
+
 def _check_group(where: str, group: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    beside = ("params", "param_names", *_SCHEDULED)
     values.record(
-        {name: _kind(name, value) for name, value in known.items() if name not in ("params", "param_names")},
+        {name: _kind(name, value) for name, value in known.items() if name not in beside},
         extra=_other,
     )(where, {name: value for name, value in group.items() if name not in ("params", "param_names")})
     values.optional(values.listing(values.text))(f"{where}.param_names", group.get("param_names"))

@@ -57,6 +57,9 @@ class Update:
             self.parameter.copy_(self.point)
         else:
             move_(self.parameter, self.manifold, self.point.to(self.parameter.dtype))
+        # What the step did not go on with belongs to the old point.
+        for name in [name for name in state if name not in self.state and name != MASTER]:
+            del state[name]
         state.update(self.state)
         for name, value in state.items():
             # A view into a batch is copied, so that no parameter keeps the memory of the others alive.

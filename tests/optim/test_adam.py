@@ -162,3 +162,11 @@ def test_steps_run_on_the_meta_device(manifold):
         distance(p, torch.empty(manifold.shape, device="meta")).backward()
         optimizer.step()
     assert p.device.type == "meta"
+
+
+@pytest.mark.parametrize("cls", [RiemannianAdam, RiemannianAdamW])
+def test_a_tensor_lr_is_refused_beside_foreach_before_any_step(cls):
+    p = torch.nn.Parameter(torch.ones(2))
+    with pytest.raises(ValueError, match="foreach=True and a tensor lr"):
+        cls([p], lr=torch.tensor(0.1), foreach=True)
+    cls([p], lr=torch.tensor(0.1))

@@ -271,3 +271,15 @@ def test_a_fixed_rank_step_replays_from_a_cuda_graph(damping):
             optimizer.step()
         found.append(MANIFOLD.to_dense(p.detach()))
     torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("before", [None, "StepLR"])
+def test_a_state_loads_beside_another_scheduler_as_in_torch(before):
+    net = torch.nn.Linear(3, 2)
+    saved = RiemannianSGD(net.parameters(), lr=0.25, momentum=0.9)
+    if before:
+        torch.optim.lr_scheduler.StepLR(saved, 1)
+    new = RiemannianSGD(net.parameters(), lr=0.1, momentum=0.9)
+    torch.optim.lr_scheduler.OneCycleLR(new, 0.3, total_steps=10)
+    new.load_state_dict(saved.state_dict())
+    assert new.param_groups[0]["lr"] == saved.param_groups[0]["lr"]

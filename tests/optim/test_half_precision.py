@@ -186,3 +186,19 @@ def test_a_random_point_in_half_precision_is_a_rounded_one(dtype):
     manifold = MANIFOLDS[0]
     point = manifold.random(dtype=dtype, generator=generator(0))
     assert torch.equal(point, manifold.random(generator=generator(0)).to(dtype))
+
+
+@pytest.mark.parametrize("lr", [0.1, 1e-3])
+def test_large_sums_of_small_gradients_are_no_overflow(lr):
+    """A million gradients of 0.1 add up to more than float16 can hold."""
+    p = torch.nn.Parameter(torch.ones(1000, 1000, dtype=torch.float16))
+    p.grad = torch.full_like(p, 0.1)
+    RiemannianSGD([p], lr=lr).step()
+    torch.testing.assert_close(p.detach(), torch.full_like(p, 1 - lr * 0.1))
+
+
+def test_large_gradients_of_adapted_parameters_are_no_overflow():
+    p = half(MANIFOLDS[0], torch.float16)
+    p.grad = torch.full_like(p, 2000.0)
+    RiemannianSGD([p], lr=1e-6, rank_adaptation=RankAdaptation(0.1)).step()
+    assert p.isfinite().all()

@@ -341,3 +341,17 @@ def test_what_cannot_be_done_is_refused():
     assert is_low_rank(p)
     with pytest.raises(ValueError, match="scale"):
         optimizer.grow_ranks((4, 3, 3), scale=0.0)
+
+
+@METHODS
+def test_a_trial_that_is_not_finite_is_left_again(method):
+    """The loss falls up to 1 and is infinite beyond: the search ends at the last finite trial."""
+    x = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    optimizer = method([x], max_iter=1, first_step=1.0)
+
+    def loss():
+        value = -x.sum()
+        return value if value >= -1 else value + torch.inf
+
+    solve(optimizer, loss)
+    assert optimizer.report.loss == loss().item() == -1.0

@@ -274,3 +274,30 @@ def test_every_policy_trains_and_travels_through_a_state_dict(policy):
 def test_refusals(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def uneven(scale):
+    """A batch of a matrix of rank 1 and norm 1, and one of rank 4, equal singular values and norm 2 scale."""
+    manifold = FixedRankManifold((8, 8), 4)
+    x = manifold.random(2, manifold.size, dtype=torch.float64, generator=generator(0))
+    core = torch.stack([torch.diag(torch.tensor([1.0, 0, 0, 0])), scale * torch.eye(4)]).to(x)
+    return manifold, manifold.pack_point(core, *manifold.unpack_tensor(x)[1:])
+
+
+def test_energy_bounds_the_error_of_every_member_of_a_batch():
+    manifold, x = uneven(1e-3)
+    truncation = manifold.truncation(x)
+    [ranks] = EnergyAdaptation(0.05).decide([Pending(manifold, truncation)], 1)
+    new, y = truncation.to(ranks)
+    exact = manifold.to_dense(x)
+    errors = (new.to_dense(y) - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
+    assert (errors <= 0.05).all()
+
+
+def test_a_budget_goes_by_the_energy_relative_to_each_member_of_a_batch():
+    other, decided = pending(FixedRankManifold((8, 8), 4), seed=3), []
+    for scale in (1.0, 1e-3):
+        manifold, x = uneven(scale)
+        item = Pending(manifold, manifold.truncation(x))
+        decided.append(BudgetAdaptation(0.4).decide([item, other], 1))
+    assert decided[0] == decided[1]

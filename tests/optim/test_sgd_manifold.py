@@ -210,3 +210,18 @@ def test_deepcopy_of_model_and_optimizer_goes_on_alike():
     descend(twin["optimizer"], twin["p"], goal, 3)
     assert twin["p"].manifold == p.manifold
     assert torch.equal(twin["p"], p)
+
+
+def test_momentum_that_is_switched_off_leaves_nothing_behind():
+    """What would stay at the old point is neither in the way of ranks nor taken up again."""
+    p, goal = parameter(MANIFOLDS[0]), target(MANIFOLDS[0])
+    optimizer = RiemannianSGD([p], lr=0.3, momentum=0.9, rank_adaptation=RankAdaptation(0.01, every=3))
+    descend(optimizer, p, goal, 2)
+    ranks = p.manifold.rank
+    optimizer.param_groups[0]["momentum"] = 0.0
+    descend(optimizer, p, goal, 2)
+    assert p.manifold.rank != ranks
+    assert "momentum_buffer" not in optimizer.state[p]
+    optimizer.param_groups[0]["momentum"] = 0.9
+    descend(optimizer, p, goal, 1)
+    assert optimizer.state[p]["momentum_buffer"].shape == p.shape

@@ -372,3 +372,47 @@ def test_a_grad_scaler_and_clipping_go_with_captured_gradients():
     for (name, a), b in zip(nets[0].named_parameters(), nets[1].parameters(), strict=True):
         a, b = (dense(p) if hasattr(p, "manifold") else p.detach() for p in (a, b))
         torch.testing.assert_close(a, b, msg=name)
+
+
+def test_hooks_run_once_for_each_step_whatever_else_there_is():
+    """torch puts the hooks around the step of every class that has instances."""
+    RiemannianSGD([torch.nn.Parameter(torch.zeros(1))])
+    net, calls = Tensor(MANIFOLDS[0]), []
+    optimizer = integrate("two-pass", net, lr=0.1)
+    optimizer.register_step_pre_hook(lambda *_: calls.append("pre"))
+    optimizer.register_step_post_hook(lambda *_: calls.append("post"))
+    run(optimizer, net, target(MANIFOLDS[0]), 2)
+    assert calls == ["pre", "post"] * 2
+
+
+def test_hysteresis_is_refused_where_it_would_see_augmented_ranks():
+    policy = RankAdaptation(0.1, every=5, hysteresis=0.5)
+    net = Tensor(MANIFOLDS[0])
+    integrate("two-pass", net, rank_adaptation=policy)
+    with pytest.raises(ValueError, match=r"hysteresis=0\.5 .* core_steps=1, got 2"):
+        integrate("two-pass", net, rank_adaptation=policy, core_steps=2)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("missing", [(5,), (9,), (5, 9), (4, 5)])
+def test_augmented_bases_are_truncated_without_a_gradient_too(missing, momentum):
+    """Opened in steps 4 and 8, closed in 5 and 9; the last decision is that of step 9."""
+    net, goal = Tensor(MANIFOLDS[0]), target(MANIFOLDS[0])
+    frozen = Tensor(MANIFOLDS[0])
+    both = torch.nn.ModuleList([net, frozen])
+    before = frozen.weight.detach().clone()
+    policy = RankAdaptation(0.3, every=4, stop=8, max_rank=2)
+    optimizer = TDLRT(
+        both.parameters(), 0.1, momentum, integrator="parallel", rank_adaptation=policy, core_steps=2
+    )
+    for step in range(1, 13):
+        optimizer.zero_grad()
+        if step not in missing:
+            distance(net.weight, goal).backward()
+        optimizer.step()
+        opened = "open" in optimizer.state[net.weight]
+        assert opened == (step in (4, 8) and step not in missing)
+        if step not in (4, 8):
+            assert max(net.weight.manifold.rank) <= 3
+    assert max(net.weight.manifold.rank) <= 2
+    assert torch.equal(frozen.weight, before)
