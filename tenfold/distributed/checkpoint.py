@@ -7,6 +7,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -182,16 +183,19 @@ def _plain(path: Path, reader: Any, sizes: dict[str, tuple[int, ...]]) -> dict[s
 def _ranks(
     path: Path, reader: Any, model: nn.Module, sizes: dict[str, tuple[int, ...]]
 ) -> dict[str, tuple[int, ...]]:
-    """The saved ranks of the low-rank parameters."""
+    """The saved ranks of the low-rank parameters, under all their names."""
     wanted = {}
-    for name, p in model.named_parameters():
+    for name, p in model.named_parameters(remove_duplicate=False):
         if is_low_rank(p):
             key, count = f"model.{name}_rank", len(rank_tuple(p.manifold.rank))
             if sizes.get(key) != (count,):
                 raise ValueError(f"{path} has no {count} ranks for {name}")
             wanted[key] = torch.empty(count, dtype=torch.int64)
     if wanted:
-        _load(wanted, reader)
+        try:
+            _load(wanted, reader)
+        except Exception as error:
+            raise ValueError(f"{path} is damaged: {_first_line(error)}") from error
     return {key.removeprefix("model.").removesuffix("_rank"): tuple(t.tolist()) for key, t in wanted.items()}
 
 
@@ -206,7 +210,8 @@ def _model_targets(
             f"{path} does not fit the model: missing {sorted(set(here) - known)[:3]}, "
             f"unexpected {sorted(known - set(here))[:3]}"
         )
-    manifolds = {name: p.manifold for name, p in model.named_parameters() if is_low_rank(p)}
+    parameters = model.named_parameters(remove_duplicate=False)
+    manifolds = {name: p.manifold for name, p in parameters if is_low_rank(p)}
     for name, value in here.items():
         shape = tuple(value.shape)
         if name in manifolds:
@@ -276,7 +281,8 @@ def _save(tensors: dict[str, torch.Tensor], writer: Any) -> None:
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is", UserWarning)
-        library.save(tensors, storage_writer=writer, no_dist=not has_company())
+        with _as_exception(library):
+            library.save(tensors, storage_writer=writer, no_dist=not has_company())
 
 
 def _load(targets: dict[str, torch.Tensor], reader: Any) -> None:
@@ -284,7 +290,18 @@ def _load(targets: dict[str, torch.Tensor], reader: Any) -> None:
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is", UserWarning)
-        library.load(targets, storage_reader=reader, no_dist=not has_company())
+        with _as_exception(library):
+            library.load(targets, storage_reader=reader, no_dist=not has_company())
+
+
+@contextmanager
+def _as_exception(library: Any) -> Iterator[None]:
+    """What went wrong as an ``Exception``, which the library's own is not."""
+    try:
+        yield
+    except library.api.CheckpointException as error:
+        cause = next(iter(error.failures.values()))[0]
+        raise OSError(str(cause)) from error
 
 
 # Names and pieces -------------------------------------------------------------------------------
@@ -329,7 +346,18 @@ def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Ten
 
 
 def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: t if is_sharded(t) else t.detach().contiguous() for name, t in tensors.items()}
+    """Tensors as safetensors wants them: contiguous, and none that shares its memory with another."""
+    seen: set[int] = set()
+    found = {}
+    for name, t in tensors.items():
+        if not is_sharded(t):
+            t = t.detach().contiguous()
+            place = t.untyped_storage().data_ptr()
+            if place in seen:
+                t = t.clone()
+            seen.add(place)
+        found[name] = t
+    return found
 
 
 def _restored(kept: Any, present: Any) -> Any:

@@ -159,7 +159,7 @@ class MultiheadAttention(nn.Module):
         Raises
         ------
         ValueError
-            If a shape does not fit, or ``is_causal`` comes without a mask.
+            If a shape does not fit, a mask consists of integers, or ``is_causal`` comes without a mask.
         """
         if is_causal and attn_mask is None:
             raise ValueError("is_causal is a hint about attn_mask and needs it")
@@ -210,14 +210,14 @@ class MultiheadAttention(nn.Module):
             shapes = [(length, keys), (n * heads, length, keys)]
             if tuple(attn_mask.shape) not in shapes:
                 raise ValueError(f"attn_mask must have a shape of {shapes}, got {tuple(attn_mask.shape)}")
-            mask = _added(attn_mask, q.dtype)
+            mask = _added("attn_mask", attn_mask, q.dtype)
             mask = mask.unflatten(0, (n, heads)) if mask.ndim == 3 else mask[None, None]
         if key_padding_mask is not None:
             if tuple(key_padding_mask.shape) != (n, keys):
                 raise ValueError(
                     f"key_padding_mask must have the shape {(n, keys)}, got {tuple(key_padding_mask.shape)}"
                 )
-            padding = _added(key_padding_mask, q.dtype)[:, None, None]
+            padding = _added("key_padding_mask", key_padding_mask, q.dtype)[:, None, None]
             mask = padding if mask is None else mask + padding
         # The learned and the zero key are never masked.
         return None if mask is None else F.pad(mask, (0, extended - keys))
@@ -275,7 +275,8 @@ class MultiheadAttention(nn.Module):
         layer.add_module("out_proj", last)
         for name in ("bias_k", "bias_v"):
             if getattr(module, name) is not None:
-                setattr(layer, name, nn.Parameter(getattr(module, name).detach().clone()))
+                old = getattr(module, name)
+                setattr(layer, name, nn.Parameter(old.detach().clone(), old.requires_grad))
         return layer
 
     @classmethod
@@ -312,17 +313,20 @@ class MultiheadAttention(nn.Module):
             parameter.requires_grad_(any(part.requires_grad for part in parts))
         for name in ("bias_k", "bias_v"):
             if getattr(self, name) is not None:
-                getattr(module, name).copy_(getattr(self, name))
+                own = getattr(self, name)
+                getattr(module, name).copy_(own).requires_grad_(own.requires_grad)
         return module.train(self.training)
 
     def extra_repr(self) -> str:
         return f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, batch_first={self.batch_first}"
 
 
-def _added(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _added(name: str, mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A mask as numbers that are added to the scores."""
-    if mask.dtype != torch.bool:
+    if mask.is_floating_point():
         return mask.to(dtype)
+    if mask.dtype != torch.bool:
+        raise ValueError(f"{name} must be boolean or floating, got {mask.dtype}")
     return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, -math.inf)
 
 

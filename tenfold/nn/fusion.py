@@ -34,7 +34,7 @@ def fuse_normalization(model: nn.Module, enabled: bool = True) -> int:
     model : torch.nn.Module
         Any model; changed in place. What follows what is found by ``torch.fx``, which runs the forward method
         without data, for training and for evaluation. Where that fails, as for a method that depends on data,
-        the modules inside are tried alone.
+        the modules inside are tried alone, but for every plain ``Sequential``: it may be taken apart there.
     enabled : bool
         False moves the normalisations back, and what :func:`~tenfold.nn.recompute_activations` moved.
 
@@ -145,18 +145,27 @@ class _Tracer(fx.Tracer):
         return whole or super().is_leaf_module(m, module_qualified_name)
 
 
-def _graphs(module: nn.Module, seen: set[nn.Module]) -> Iterator[tuple[nn.Module, fx.Graph]]:
-    """The graph of a module, or those of the modules in it where its own cannot be had."""
+def _graphs(
+    module: nn.Module, seen: set[nn.Module], whole: bool = True
+) -> Iterator[tuple[nn.Module, fx.Graph]]:
+    """The graph of a module, or those of the modules in it where its own cannot be had.
+
+    A plain ``Sequential`` in such a module has none: whether it is called as a whole is not known.
+    """
     if module in seen or not any(isinstance(part, Convolution) for part in module.modules()):
         return
     seen.add(module)
-    try:
-        graph = _Tracer().trace(module)
-    except Exception:  # whatever a forward method raises if it is given no data
-        for child in module.children():
-            yield from _graphs(child, seen)
-    else:
+    graph = None
+    if whole or type(module) is not nn.Sequential:
+        try:
+            graph = _Tracer().trace(module)
+        except Exception:  # whatever a forward method raises if it is given no data
+            whole = False
+    if graph is not None:
         yield module, graph
+        return
+    for child in module.children():
+        yield from _graphs(child, seen, whole)
 
 
 def move(model: nn.Module, module: nn.Module, conv: Convolution, slot: str) -> None:

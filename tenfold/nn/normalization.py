@@ -46,7 +46,7 @@ def normalized(
         Shape ``(out,)``.
     moments : torch.Tensor or None
         Mean and unbiased variance of each output channel, shape ``(2, out)``, without a graph; None where the
-        normalisation goes by its running statistics.
+        normalisation goes by its running statistics, or the batch is empty.
 
     Raises
     ------
@@ -65,10 +65,11 @@ def normalized(
                     f"Expected more than 1 value per channel when training, got input size {size}"
                 )
             first, second = _Moments.apply(inner.to(wide))
-            mean, variance = matrix @ first, ((matrix @ second) * matrix).sum(1)
+            mean, variance = matrix @ first, _Variance.apply(matrix, second)
             if bias is not None:
                 mean = mean + bias  # which the gradient of the bias, zero, comes from
-            moments = torch.stack([mean.detach(), variance.detach() * (count / max(count - 1, 1))])
+            if count:
+                moments = torch.stack([mean.detach(), variance.detach() * (count / max(count - 1, 1))])
         else:
             mean, variance = norm.running_mean.to(wide), norm.running_var.to(wide)
         scale = torch.rsqrt(variance + norm.eps)
@@ -104,17 +105,27 @@ def update_running(norm: Any, moments: torch.Tensor) -> None:
     norm.running_var.lerp_(variance, momentum or 0.0)
 
 
+_ROWS = 2**15
+"""Rows that are in float64 at a time."""
+
+
 class _Moments(torch.autograd.Function):
-    """Mean and covariance of the channels; only the input is kept, and one product is the backward pass."""
+    """Mean and covariance of the channels, this in float64; only the input is kept, and one product is the
+    backward pass.
+    """
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(inner: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         rows = inner.movedim(1, -1).flatten(0, -2)
-        mean = rows.mean(0)
-        rows = rows - mean
-        return mean, rows.mT @ rows / rows.shape[0]
+        count = max(rows.shape[0], 1)
+        mean = rows.sum(0) / count
+        covariance = rows.new_zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
+        for part in rows.split(_ROWS):
+            part = (part - mean).double()
+            covariance = covariance + part.mT @ part
+        return mean, covariance / count
 
     @staticmethod
     def setup_context(
@@ -127,7 +138,30 @@ class _Moments(torch.autograd.Function):
         inner, mean = ctx.saved_tensors
         last = inner.movedim(1, -1)
         rows = last.flatten(0, -2)
-        matrix = (d_covariance + d_covariance.mT) / rows.shape[0]
+        count = max(rows.shape[0], 1)
+        matrix = ((d_covariance + d_covariance.mT) / count).to(rows)
         # The centred rows have no mean, so that of the rows gets nothing from the covariance.
-        shift = d_mean / rows.shape[0] - mean @ matrix
+        shift = d_mean / count - mean @ matrix
         return torch.addmm(shift, rows, matrix).reshape(last.shape).movedim(-1, 1)
+
+
+class _Variance(torch.autograd.Function):
+    """Diagonal of ``K C K^T``; in float64, as it may be far smaller than ``C``. Nothing but both is kept."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(matrix: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
+        exact = matrix.to(covariance)
+        return ((exact @ covariance) * exact).sum(1).to(matrix).clamp_min(0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor], output: torch.Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        matrix, covariance = ctx.saved_tensors
+        exact = matrix.to(covariance)
+        scaled = gradient.to(covariance)[:, None] * exact
+        return (2 * scaled @ covariance).to(matrix), exact.mT @ scaled

@@ -16,6 +16,9 @@ __all__ = ["declare", "low_rank_parameters"]
 
 _RANK = "_rank"
 
+_DECLARED = "_on_manifolds"
+"""Where a module remembers its declared parameters."""
+
 
 def declare(
     module: nn.Module,
@@ -74,6 +77,7 @@ def declare(
         point = manifold.random(device=device, dtype=dtype)
     parameter = geoopt.ManifoldParameter(point, manifold=manifold)
     module.register_parameter(name, parameter)
+    module.__dict__.setdefault(_DECLARED, {})[name] = parameter
     if _save_ranks not in module._state_dict_hooks.values():
         module.register_state_dict_post_hook(_save_ranks)
         module.register_load_state_dict_pre_hook(_load_ranks)
@@ -101,8 +105,15 @@ def low_rank_parameters(module: nn.Module) -> Iterator[tuple[str, geoopt.Manifol
 
 
 def _own(module: nn.Module) -> Iterator[tuple[str, geoopt.ManifoldParameter]]:
-    for name, parameter in module.named_parameters(recurse=False):
+    """The declared parameters; conversions that made plain ones of them, as ``to_empty`` does, are mended."""
+    declared = module.__dict__.setdefault(_DECLARED, {})
+    for name, parameter in list(module.named_parameters(recurse=False)):
+        known = declared.get(name)
+        if known is not None and type(parameter) is nn.Parameter and parameter.shape == known.shape:
+            parameter = geoopt.ManifoldParameter(parameter.detach(), known.manifold, parameter.requires_grad)
+            module.register_parameter(name, parameter)
         if is_low_rank(parameter):
+            declared[name] = parameter
             yield name, parameter
 
 
@@ -124,6 +135,7 @@ def _load_ranks(
     unexpected_keys: list[str],
     error_msgs: list[str],
 ) -> None:
+    assigns = local_metadata.get("assign_to_params_buffers", False)
     for name, parameter in _own(module):
         key = f"{prefix}{name}"
         saved = state_dict.get(key)
@@ -133,6 +145,8 @@ def _load_ranks(
         if ranks is None:
             if getattr(saved, "shape", None) != parameter.shape:
                 error_msgs.append(f"{key}{_RANK} is missing, so the rank of {key} is not known")
+            elif assigns:
+                state_dict[key] = geoopt.ManifoldParameter(saved, parameter.manifold, parameter.requires_grad)
             continue
         try:
             manifold = _saved_manifold(parameter, saved, ranks)
@@ -142,7 +156,7 @@ def _load_ranks(
             continue
         if manifold != parameter.manifold:
             move_(parameter, manifold, parameter.new_zeros(*parameter.shape[:-1], manifold.size))
-        if local_metadata.get("assign_to_params_buffers", False):
+        if assigns:
             # The saved tensor becomes the parameter itself, so it must know its manifold.
             state_dict[key] = geoopt.ManifoldParameter(saved, manifold, parameter.requires_grad)
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import is_parametrized
 
 from tenfold.nn.attention import MultiheadAttention
 from tenfold.nn.conv import Conv1d, Conv2d, Conv3d, TuckerConv2d
@@ -74,11 +75,11 @@ def find_sites(model: nn.Module) -> list[Site]:
     for name, module in model.named_modules():
         if not name or module in inside:
             continue
-        if isinstance(module, nn.MultiheadAttention):
+        if type(module) is nn.MultiheadAttention:
             inside.update(module.children())
             split = MultiheadAttention.split(module)
             sites += [Site(f"{name}.{n}", child, module, split, name) for n, child in split.named_children()]
-        elif isinstance(module, tuple(_LAYERS)):
+        elif isinstance(module, (*_LAYERS, nn.MultiheadAttention)):
             sites.append(Site(name, module, module, None, name))
     return sites
 
@@ -88,6 +89,8 @@ def why_not(site: Site, model: nn.Module, format: Format) -> str:
     owner = site.owner
     if type(owner) not in (*_LAYERS, nn.MultiheadAttention):
         return f"a {type(owner).__name__} may compute something else than its base class"
+    if any(is_parametrized(part) for part in owner.modules()):
+        return "it is parametrized, which would be lost"
     for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
         if getattr(owner, name):
             return "it has hooks, which would be lost"

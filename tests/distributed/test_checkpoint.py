@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tenfold.distributed import load_checkpoint, save_checkpoint
-from tenfold.nn import Conv2d, Linear, fuse_normalization
+from tenfold.nn import Conv2d, Embedding, Linear, fuse_normalization
 from tenfold.optim import RankAdaptation, RiemannianSGD
 from tests.distributed.launch import launch
 from tests.distributed.shards import OPTIMIZERS, STEPS, load_and_go_on, train_and_save
@@ -222,3 +222,51 @@ def test_a_rate_in_a_tensor_stays_one(tmp_path):
     fresh = RiemannianSGD(net.parameters(), lr=0.1)
     load_checkpoint(tmp_path / "x", net, fresh)
     assert torch.equal(fresh.param_groups[0]["lr"], torch.tensor(0.3))
+
+
+class Tied(nn.Module):
+    """An embedding and a head of one weight."""
+
+    def __init__(self, head, weight):
+        super().__init__()
+        self.embedding, self.head = weight, head
+        self.head.weight = self.embedding.weight
+
+
+def tied(kind, rank):
+    torch.manual_seed(rank)
+    if kind == "dense":
+        return Tied(nn.Linear(8, 20), nn.Embedding(20, 8))
+    if kind == "low-rank":
+        return Tied(Linear(8, 20, rank=rank), Embedding(20, 8, rank=rank, format="fixed-rank"))
+    layer = Linear(8, 8, rank=rank)
+    return nn.ModuleDict({"a": layer, "b": layer})
+
+
+@pytest.mark.parametrize("kind", ["dense", "low-rank", "module"])
+def test_tied_weights_are_saved_and_read_at_other_ranks(kind, tmp_path):
+    model, other = tied(kind, 3), tied(kind, 2)
+    save_checkpoint(tmp_path / "saved", model)
+    load_checkpoint(tmp_path / "saved", other)
+    for name, value in model.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value)
+    assert len(list(other.parameters())) == len(list(model.parameters()))
+
+
+def test_what_cannot_be_written_or_read_is_an_ordinary_error(tmp_path, monkeypatch):
+    """The library's own error is no ``Exception``, and says nothing of what went wrong."""
+    import torch.distributed.checkpoint as library
+
+    def fail(*arguments):
+        raise OSError(28, "No space left on device")
+
+    model = Linear(8, 8, rank=2)
+    save_checkpoint(tmp_path / "saved", model)
+    with monkeypatch.context() as patched:
+        patched.setattr(library.HuggingFaceStorageWriter, "write_data", fail)
+        with pytest.raises(OSError, match=r"again cannot be written: .*No space left"):
+            save_checkpoint(tmp_path / "again", model)
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+    monkeypatch.setattr(library.HuggingFaceStorageReader, "read_data", fail)
+    with pytest.raises(ValueError, match=r"saved is damaged: .*No space left"):
+        load_checkpoint(tmp_path / "saved", model)

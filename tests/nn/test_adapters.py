@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import tenfold
 from tenfold.nn import densify, factorize
 from tenfold.nn.adapters import (
     AdaptedConv2d,
@@ -432,3 +433,21 @@ def test_unknown_adapters_are_named():
     for function in (unadapt, activate, deactivate, describe):
         with pytest.raises(ValueError, match="no adapter 'other'; it has \\['default'\\]"):
             function(model, "other")
+
+
+@pytest.mark.parametrize("change", ["fuse", "factorize", "nothing"])
+def test_unadapt_unfreezes_parameters_that_were_renamed(change):
+    model = nn.Sequential(
+        tenfold.nn.Conv2d(3, 8, 3, rank=2),
+        nn.BatchNorm2d(8),
+        nn.Linear(16, 16),
+        nn.MultiheadAttention(16, 4),
+    )
+    adapt(model, rank=2, include=["2"])
+    if change == "fuse":
+        assert tenfold.nn.fuse_normalization(model) == 1
+    elif change == "factorize":
+        factorize(model, rank=4, include=["3"])
+    unadapt(model)
+    assert all(p.requires_grad for p in model.parameters())
+    assert not adapter_names(model)

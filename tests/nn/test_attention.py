@@ -164,3 +164,13 @@ def test_masks_that_do_not_fit_are_refused(arguments, message):
         MultiheadAttention(8, 3, rank=1)
     with pytest.raises(TypeError, match=r"needs a torch\.nn\.MultiheadAttention"):
         MultiheadAttention.from_dense(nn.Linear(3, 3), rank=1)
+
+
+@pytest.mark.parametrize("name", ["attn_mask", "key_padding_mask"])
+def test_masks_of_integers_are_refused_as_in_torch(name):
+    ours, theirs = pair()
+    mask = {"attn_mask": torch.zeros(4, 5), "key_padding_mask": torch.zeros(3, 5)}[name].long()
+    with pytest.raises(AssertionError):
+        theirs(*inputs(ours), **{name: mask})
+    with pytest.raises(ValueError, match=rf"{name} must be boolean or floating, got torch\.int64"):
+        ours(*inputs(ours), **{name: mask})

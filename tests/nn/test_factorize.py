@@ -319,3 +319,33 @@ def test_ranks_change_in_training_and_the_state_loads_elsewhere(form):
     assert now != ranks
     fresh.load_state_dict(model.state_dict())
     torch.testing.assert_close(fresh(INDEX), model(INDEX), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_extra_keys_of_attention_stay_frozen_or_not(trained):
+    model = nn.ModuleDict({"a": nn.MultiheadAttention(16, 4, add_bias_kv=True)}).requires_grad_(trained)
+    for change in (lambda: factorize(model, rank=4), lambda: densify(model)):
+        change()
+        assert {p.requires_grad for p in model.parameters()} == {trained}
+
+
+def test_parametrized_attention_stays_dense():
+    model = nn.ModuleDict({"a": nn.MultiheadAttention(16, 4), "b": nn.Linear(8, 8)})
+    nn.utils.parametrizations.weight_norm(model["a"].out_proj)
+    names = set(model["a"].state_dict())
+    report = factorize(model, rank=2)
+    assert set(model["a"].state_dict()) == names
+    assert "parametrized" in report.left["a.out_proj"]
+    assert isinstance(model["b"], Linear)
+
+
+def test_a_subclass_of_attention_stays_dense_and_is_in_nobodys_way():
+    class Own(nn.MultiheadAttention):
+        def __init__(self):
+            nn.Module.__init__(self)
+            self.q = nn.Linear(4, 4)
+
+    model = nn.ModuleDict({"a": Own(), "b": nn.Linear(8, 8)})
+    report = factorize(model, rank=2)
+    assert "Own may compute something else" in report.left["a"]
+    assert isinstance(model["b"], Linear)

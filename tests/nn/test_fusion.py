@@ -351,9 +351,11 @@ def test_what_stays():
     conv, norm = Conv2d(6, 6, 3, rank=2), nn.BatchNorm2d(6)
     assert fuse_normalization(nn.Sequential(conv, norm, nn.ReLU(), conv, norm)) == 0
     assert fuse_normalization(conv) == 0
-    # Inside of what fx cannot follow, a sequence is found all the same.
+    # Inside of what fx cannot follow, a sequence may be taken apart; what has a forward of its own is found.
     inside = Free(lambda m, x: m.block(x) if x.sum() > 0 else x)
     inside.block = nn.Sequential(Conv2d(6, 6, 3, rank=2), nn.BatchNorm2d(6))
+    assert fuse_normalization(inside) == 0
+    inside.block = Block()
     assert fuse_normalization(inside) == 1
 
 
@@ -423,3 +425,73 @@ def test_less_is_kept(name, bounds):
     fuse_normalization(model, enabled=False)
     recompute_activations(model, enabled=False)
     assert kept(model, x) > whole
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.05, 0.5])
+def test_channels_that_vary_far_less_than_others_keep_their_variance(noise):
+    """Grey images of 0 to 255 and filters of opposite colours, which see hardly any of the covariance."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+    with torch.no_grad():
+        conv.weight[8:] -= conv.weight[8:].mean(1, keepdim=True)
+    model = nn.Sequential(conv, nn.BatchNorm2d(16))
+    tenfold.nn.factorize(model, rank=1.0)
+    x = 255 * torch.rand(8, 1, 16, 16).expand(-1, 3, -1, -1) + noise * torch.randn(8, 3, 16, 16)
+    exact = copy.deepcopy(model).double()(x.double())
+    unfused = (copy.deepcopy(model)(x).double() - exact).abs().max()
+    fuse_normalization(model)
+    output = model(x)
+    assert (output.double() - exact).abs().max() < 3 * unfused
+    output.square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_an_empty_batch_leaves_the_running_statistics():
+    model, x = pair()
+    fuse_normalization(model)
+    model(x)
+    before = {name: value.clone() for name, value in model.state_dict().items() if "running" in name}
+    model(x[:0]).sum().backward()
+    for name, value in before.items():
+        assert torch.equal(model.state_dict()[name], value)
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+class Untraceable(nn.Module):
+    """A network whose parts cannot be followed from outside, as it looks at its input."""
+
+    def __init__(self, way):
+        super().__init__()
+        layers = [(Conv2d(8, 8, 3, padding=1, rank=4, bias=False), nn.BatchNorm2d(8)) for _ in range(2)]
+        self.layers = nn.Sequential(*(module for pair in layers for module in pair))
+        self.block = Block()
+        self.way = way
+
+    def forward(self, x):
+        if x.shape[1] != 8:
+            raise ValueError("channels")
+        if self.way == "residual":
+            for layer in self.layers:
+                x = x + layer(x)
+        elif self.way == "tapped":
+            x = self.layers(x) + self.layers[0](x)
+        return self.block(x)
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = Conv2d(8, 8, 3, padding=1, rank=4, bias=False), nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        return self.norm(self.conv(x)).relu()
+
+
+@pytest.mark.parametrize("way", ["residual", "tapped", "unused"])
+def test_a_sequential_that_a_network_takes_apart_is_left_alone(way):
+    torch.manual_seed(0)
+    model = Untraceable(way).double()
+    fused = copy.deepcopy(model)
+    assert fuse_normalization(fused) == 1  # the block has a forward of its own
+    x = torch.randn(2, 8, 5, 5, dtype=torch.float64)
+    torch.testing.assert_close(fused(x), model(x))

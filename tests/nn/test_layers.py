@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import tenfold
+from tenfold.manifolds import TuckerManifold
 from tenfold.nn import TuckerConv2d, TuckerLinear
 
 CONVOLUTIONS = {
@@ -245,3 +246,31 @@ def test_repr_names_the_arguments():
     assert "rank=(2, 2)" in repr(conv(padding=1))
     assert "padding_mode=circular" in repr(conv(padding=1, padding_mode="circular", bias=False))
     assert "out_features=5" in repr(linear())
+
+
+class Bilinear(nn.Module):
+    """A module of one's own with a declared parameter."""
+
+    def __init__(self, device=None):
+        super().__init__()
+        tenfold.nn.declare(self, "weight", TuckerManifold((5, 6, 7), rank=2), device=device)
+
+
+@pytest.mark.parametrize("make", [Bilinear, lambda: TuckerLinear(6, 4, rank=2)], ids=["own", "layer"])
+def test_assigning_a_state_without_ranks_keeps_the_manifold(make):
+    module, saved = make(), make()
+    state = {name: value for name, value in saved.state_dict().items() if not name.endswith("_rank")}
+    module.load_state_dict(state, assign=True)
+    assert module.weight.manifold == saved.weight.manifold
+    assert torch.equal(module.weight, saved.weight)
+
+
+def test_a_declared_parameter_takes_a_state_after_to_empty():
+    module, saved = Bilinear("meta"), Bilinear()
+    assert "weight_rank" in module.to_empty(device="cpu").state_dict()
+    assert module.weight.manifold == saved.weight.manifold
+    other = copy.deepcopy(Bilinear("meta").to_empty(device="cpu"))
+    for target in (module, other):
+        target.load_state_dict(saved.state_dict())
+        assert torch.equal(target.weight, saved.weight)
+        assert target.weight.manifold == saved.weight.manifold

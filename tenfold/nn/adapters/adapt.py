@@ -167,8 +167,21 @@ def unadapt(model: nn.Module, *names: str) -> None:
     replace(model, {})  # torch's encoder layers may use their fused path again
     for part in model.modules():  # adapt may have been given a part of this model
         if _FROZEN in part.__dict__ and not adapted_layers(part):
-            for key in part.__dict__.pop(_FROZEN):
-                part.get_parameter(key).requires_grad_(True)
+            # As in the state, where a normalisation inside of a convolution keeps its name.
+            present = part.state_dict(keep_vars=True)
+            for key in part.__dict__[_FROZEN]:
+                for parameter in [present[key]] if key in present else _in_place_of(part, key):
+                    parameter.requires_grad_(True)
+            del part.__dict__[_FROZEN]
+
+
+def _in_place_of(model: nn.Module, key: str) -> list[nn.Parameter]:
+    """The parameters of the innermost module that is still there above one that has gone."""
+    above = key.rpartition(".")[0]
+    modules = dict(model.named_modules())
+    while above not in modules:
+        above = above.rpartition(".")[0]
+    return list(modules[above].parameters()) if above else []
 
 
 def install(model: nn.Module, name: str, new: Mapping[str, Adapter], kept: Sequence[str] = ()) -> None:
