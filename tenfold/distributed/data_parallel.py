@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, NoReturn
 
+import torch.distributed as dist
 from torch import nn
 
 from tenfold.distributed.reducer import ManifoldReducer
@@ -26,7 +28,8 @@ class DistributedDataParallel(nn.parallel.DistributedDataParallel):
     on_difference : {"raise", "broadcast"}
         As for :class:`ManifoldReducer`.
     *arguments, **options
-        As for ``torch.nn.parallel.DistributedDataParallel``.
+        As for ``torch.nn.parallel.DistributedDataParallel``; low-rank parameters, too, are averaged over its
+        ``process_group`` or ``device_mesh``.
 
     Attributes
     ----------
@@ -37,6 +40,8 @@ class DistributedDataParallel(nn.parallel.DistributedDataParallel):
     ------
     ValueError
         If ``torch.distributed`` is not initialised, or the low-rank parameters differ between the processes.
+    RuntimeError
+        If ``device_mesh`` has more than one dimension, or comes with a ``process_group``.
     """
 
     manifolds: ManifoldReducer
@@ -48,7 +53,8 @@ class DistributedDataParallel(nn.parallel.DistributedDataParallel):
         on_difference: Literal["raise", "broadcast"] = "raise",
         **options: Any,
     ):
-        reducer = ManifoldReducer(module, options.get("process_group"), on_difference=on_difference)
+        group = _process_group(self, module, *arguments, **options)
+        reducer = ManifoldReducer(module, group, on_difference=on_difference)
         super().__init__(module, *arguments, **options)
         self.manifolds = reducer
 
@@ -69,3 +75,19 @@ class DistributedDataParallel(nn.parallel.DistributedDataParallel):
         raise NotImplementedError(
             "join() is not supported: give every process equally many batches (drop_last=True)"
         )
+
+
+def _process_group(*arguments: Any, **options: Any) -> dist.ProcessGroup | None:
+    """The processes that arguments of torch's class name; None means all."""
+    signature = inspect.signature(nn.parallel.DistributedDataParallel.__init__)
+    given = signature.bind(*arguments, **options).arguments
+    group: dist.ProcessGroup | None = given.get("process_group")
+    mesh = given.get("device_mesh")
+    if mesh is None:
+        return group
+    if group is not None:
+        raise RuntimeError("give DistributedDataParallel a process_group or a device_mesh, not both")
+    if mesh.ndim != 1:
+        raise RuntimeError(f"DistributedDataParallel needs a device_mesh of one dimension, got {mesh}")
+    joined: dist.ProcessGroup = mesh.get_group()
+    return joined

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,13 +14,17 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from tenfold.distributed.beside_torch import low_rank_names, without_holding
 from tenfold.distributed.fingerprint import fingerprint
 from tenfold.manifolds import is_low_rank, move_, rank_tuple
 
 __all__ = ["ManifoldReducer", "independent", "reducer_of"]
 
 _REDUCERS: Any = WeakTensorKeyDictionary()
-"""Who reduces a parameter; None for parameters that each process trains for itself."""
+"""Weak references to who reduces a parameter; None for parameters that each process trains for itself."""
+
+_OWNED = "_manifold_reducer"
+"""Where a parameter keeps its reducer alive, which then goes with the last of its parameters."""
 
 
 class ManifoldReducer:
@@ -39,7 +44,7 @@ class ManifoldReducer:
     module : torch.nn.Module
         Its low-rank parameters are reduced, but for those that another reducer has. They are marked so that a
         ``DistributedDataParallel`` built around the module leaves them alone. They, and their ranks, become
-        those of process 0.
+        those of process 0. The reducer lives as long as they do, whether or not it is kept elsewhere.
     process_group : torch.distributed.ProcessGroup or None
         The processes; None means all.
     on_difference : {"raise", "broadcast"}
@@ -93,16 +98,20 @@ class ManifoldReducer:
         self._task: int | None = None
         self._agree_on_structure()
         self._start_equal()
-        ignored = set(getattr(module, "_ddp_params_and_buffers_to_ignore", ())) | set(self._names)
+        ignored = {*getattr(module, "_ddp_params_and_buffers_to_ignore", ()), *low_rank_names(module)}
         nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, ignored)
         # Every parameter wakes it: a batch may leave all low-rank ones out in this process and not in others.
+        wake = without_holding(self._gradient_arrived)
         self._handles = [
-            p.register_post_accumulate_grad_hook(self._gradient_arrived)
-            for p in module.parameters()
-            if p.requires_grad
+            p.register_post_accumulate_grad_hook(wake) for p in module.parameters() if p.requires_grad
         ]
         for p in self._parameters:
-            _REDUCERS[p] = self
+            _REDUCERS[p] = weakref.ref(self)
+            setattr(p, _OWNED, self)
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """A parameter that is pickled comes back without its reducer."""
+        return type(None), ()
 
     # Gradients --------------------------------------------------------------------------------
 
@@ -134,6 +143,16 @@ class ManifoldReducer:
                 p.grad.copy_(mean)
             elif anywhere[k] > 0:
                 p.grad = mean.clone()
+
+    def is_within(self, parameters: set[torch.Tensor]) -> bool:
+        """Whether all that is reduced here is among some parameters.
+
+        Parameters
+        ----------
+        parameters : set of torch.Tensor
+            Any parameters.
+        """
+        return parameters.issuperset(self._parameters)
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
@@ -279,7 +298,9 @@ class ManifoldReducer:
         for handle in self._handles:
             handle.remove()
         for p in self._parameters:
-            _REDUCERS.pop(p, None)
+            if reducer_of(p) is self:
+                del _REDUCERS[p]
+                delattr(p, _OWNED)
 
 
 def reducer_of(parameter: torch.Tensor) -> ManifoldReducer | None:
@@ -290,8 +311,8 @@ def reducer_of(parameter: torch.Tensor) -> ManifoldReducer | None:
     parameter : torch.Tensor
         Any parameter.
     """
-    reducer: ManifoldReducer | None = _REDUCERS.get(parameter)
-    return reducer
+    reference: weakref.ref[ManifoldReducer] | None = _REDUCERS.get(parameter)
+    return None if reference is None else reference()
 
 
 def has_company() -> bool:

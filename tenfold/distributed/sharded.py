@@ -54,26 +54,29 @@ def fully_shard(
 
     Notes
     -----
-    ``set_requires_gradient_sync(False)`` holds for the low-rank parameters of the module, too.
+    ``set_requires_gradient_sync(False)`` holds for the low-rank parameters of the module, too: for all below
+    it, or with ``recurse=False`` for those that no block inside has been sharded with.
     """
     from torch.distributed.fsdp import fully_shard as shard
 
     low_rank = {p for p in module.parameters() if is_low_rank(p)}
-    reducer = None
-    if any(reducer_of(p) is None for p in low_rank):
+    own = {p for p in low_rank if reducer_of(p) is None}
+    if own:
         whole_world = mesh is None or mesh.size() == dist.get_world_size()
         group = None if whole_world else mesh.get_group()
-        reducer = ManifoldReducer(module, group, on_difference=on_difference)
+        ManifoldReducer(module, group, on_difference=on_difference)
     ignored = low_rank | (ignored_params or set())
     sharded: Any = shard(module, mesh=mesh, ignored_params=ignored, **options)
-    if reducer is not None:
-        reduce, switch = reducer, sharded.set_requires_gradient_sync
+    switch = sharded.set_requires_gradient_sync
 
-        def set_requires_gradient_sync(requires: bool, *, recurse: bool = True) -> None:
-            switch(requires, recurse=recurse)
-            reduce.active = requires
+    def set_requires_gradient_sync(requires_gradient_sync: bool, *, recurse: bool = True) -> None:
+        switch(requires_gradient_sync, recurse=recurse)
+        reached = low_rank if recurse else own
+        for reducer in {reducer_of(p) for p in reached}:
+            if reducer is not None and reducer.is_within(reached):
+                reducer.active = requires_gradient_sync
 
-        sharded.set_requires_gradient_sync = set_requires_gradient_sync
+    sharded.set_requires_gradient_sync = set_requires_gradient_sync
     result: nn.Module = sharded
     return result
 

@@ -10,8 +10,10 @@ from torch.distributed.fsdp import fully_shard as torchs_fully_shard
 
 from tenfold.distributed import (
     DistributedDataParallel,
+    ManifoldReducer,
     fully_shard,
     load_checkpoint,
+    reducer_of,
     save_checkpoint,
 )
 from tenfold.distributed.sharded import is_sharded, whole
@@ -21,6 +23,15 @@ from tests.distributed.scenes import message
 from tests.distributed.trainings import BATCH, TIDES, batch, dense, mine, network, ranks
 
 STEPS = 12
+SWITCHES = {
+    ("", True, True): (True, True),
+    ("", False, True): (False, False),
+    ("", False, False): (True, False),
+    ("0", False, True): (False, True),
+    ("0", False, False): (False, True),
+    ("5", False, True): (True, True),
+}
+"""Which reducers are active after a part has been switched, from all active."""
 OPTIMIZERS = {
     "sgd": lambda net: RiemannianSGD(net.parameters(), lr=0.02, momentum=0.9, rank_adaptation=TIDES),
     "adamw": lambda net: RiemannianAdamW(net.parameters(), lr=0.01, rank_adaptation=TIDES),
@@ -99,6 +110,36 @@ def accumulated(sync):
     return everything(net)
 
 
+def switched():
+    """Which of the reducers of layer 0 and of the network are active after each switch."""
+    net = sharded()
+    reducers = [reducer_of(net[0].weight), reducer_of(net[3].weight)]
+    states = []
+    for part, on, recurse in SWITCHES:
+        net.set_requires_gradient_sync(True)
+        net.get_submodule(part).set_requires_gradient_sync(requires_gradient_sync=on, recurse=recurse)
+        states.append(tuple(reducer.active for reducer in reducers))
+    net.set_requires_gradient_sync(False)
+    net(mine(batch(0)[0])).square().mean().backward()
+    silent = [reducer.bytes_reduced for reducer in reducers]
+    net.set_requires_gradient_sync(True)
+    net(mine(batch(0)[0])).square().mean().backward()
+    return states, silent, [reducer.bytes_reduced > 0 for reducer in reducers]
+
+
+def switched_beside_a_reducer():
+    """A reducer of the whole network does not fall silent with one of its blocks."""
+    net = network()
+    reducer = ManifoldReducer(net)
+    fully_shard(net[0], mesh=cpu_mesh())
+    fully_shard(net, mesh=cpu_mesh())
+    states = []
+    for part in (net[0], net):
+        part.set_requires_gradient_sync(False)
+        states.append(reducer.active)
+    return states
+
+
 def clipped():
     net = sharded()
     x, y = batch(0)
@@ -127,6 +168,8 @@ SCENES = {
     "torch's fully_shard": torchs_fully_shard_is_refused,
     "accumulated": lambda: accumulated(sync=True),
     "accumulated without sync": lambda: accumulated(sync=False),
+    "switched": switched,
+    "switched beside a reducer": switched_beside_a_reducer,
     "clipped": clipped,
     "nan": nan_in_one_shard,
 }

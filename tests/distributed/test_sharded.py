@@ -5,7 +5,7 @@ import torch
 
 from tenfold.optim import clip_riemannian_norm_
 from tests.distributed.launch import launch
-from tests.distributed.shards import OPTIMIZERS, play, train
+from tests.distributed.shards import OPTIMIZERS, SWITCHES, play, train
 from tests.distributed.trainings import batch, dense, network
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
@@ -53,6 +53,19 @@ def test_accumulated_gradients(played):
     for result in played:
         for scene in ("accumulated", "accumulated without sync"):
             torch.testing.assert_close(result[scene], dense(net), rtol=1e-8, atol=1e-10)
+
+
+def test_switching_off_reaches_the_reducers_that_torch_would_reach(played):
+    for result in played:
+        states, silent, heard = result["switched"]
+        assert states == list(SWITCHES.values())
+        assert silent == [0, 0]
+        assert heard == [True, True]
+
+
+def test_a_reducer_of_more_than_the_block_goes_on(played):
+    for result in played:
+        assert result["switched beside a reducer"] == [True, False]
 
 
 def test_clipping(played):
