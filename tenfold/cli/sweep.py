@@ -49,12 +49,21 @@ def _carry_out(options: argparse.Namespace, runner: SweepRunner) -> int:
     try:
         complete = runner.run()
     except KeyboardInterrupt:
-        again = ["tenfold", "sweep", str(options.file), "--out", str(options.out)]
         if runner.processes.first:
-            complain(f"stopped. Go on with: {shlex.join(again)}")
+            complain(f"stopped. Go on with: {_command_line(options)}")
         return INTERRUPTED
-    runner.tell(f"{options.out / RESULTS} is written")
+    if (options.out / RESULTS).is_file():
+        runner.tell(f"{options.out / RESULTS} is written")
     return 0 if complete else _INCOMPLETE
+
+
+def _command_line(options: argparse.Namespace) -> str:
+    command = ["tenfold", "sweep", str(options.file), "--out", str(options.out)]
+    if options.jobs != 1:
+        command += ["--jobs", str(options.jobs)]
+    if options.data_dir is not None:
+        command += ["--data-dir", options.data_dir]
+    return shlex.join(command)
 
 
 def _tell(line: str) -> None:

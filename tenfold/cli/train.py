@@ -54,8 +54,9 @@ def train_command(options: argparse.Namespace) -> int:
         return code
     if options.beside_dense:
         going_on = resume and (folder / _TWIN / CHECKPOINT).is_file()
-        apart = train_visibly if launched() else train_apart  # processes joined once stay what they are
-        code = apart(config.dense_twin(), folder / _TWIN, going_on, again)
+        twin = (config.dense_twin(), folder / _TWIN, going_on, again)
+        # Processes joined once stay what they are.
+        code = train_visibly(*twin, options.timeout) if launched() else train_apart(*twin)
         if code != 0:
             return code
     if not leads():

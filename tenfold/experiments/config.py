@@ -183,6 +183,8 @@ class TrainConfig:
         ------
         TypeError
             `given` has a name that is not a field.
+        ValueError
+            As for the class; or `given` has a tolerance, and ranks are not adapted.
         """
         unknown = sorted(set(given) - {field.name for field in fields(cls)})
         if unknown:
@@ -197,6 +199,9 @@ class TrainConfig:
             recipe["lr"] = _ADAPTIVE_LR
         if "tau" not in choices_of(method, optimizer) or given.get("compression") is not None:
             recipe.pop("tau", None)
+        if given.get("tau") is not None and given.get("adapt_every") == 0:
+            # Here and not in every run: of earlier versions, those without a beat hold a tolerance.
+            raise ValueError("tau has no effect where adapt_every=0 keeps the ranks for good")
         return cls(**{**recipe, **given})
 
     def __post_init__(self) -> None:

@@ -126,6 +126,8 @@ def _product(
     """Every combination of the listed values."""
     axes = dict(axes)
     own = axes.pop("lr", None)
+    if own == []:
+        raise ValueError(f"{where}.lr is an empty list")
     choices = {name: value if isinstance(value, list) else [value] for name, value in axes.items()}
     empty = [name for name, value in choices.items() if not value]
     if empty:
@@ -135,7 +137,7 @@ def _product(
     number = math.prod(len(choice) for choice in choices.values())
     if number > _MOST_RUNS:
         raise ValueError(f"{where} asks for {number} combinations, more than the {_MOST_RUNS} of a sweep")
-    middle = {name: _middle(choices[name]) for name in _SIZES if name in choices}
+    middle = {name: _middle(f"{where}.{name}", choices[name]) for name in _SIZES if name in choices}
     candidates: list[_Candidate] = []
     for values in itertools.product(*choices.values()):
         given = dict(zip(choices, values, strict=True))
@@ -145,6 +147,8 @@ def _product(
                 f"rates has no {brief(optimizer)}: it must have every optimizer of blocks without an lr"
             )
         tried = own if own is not None else rates.get(optimizer)
+        if tried == []:
+            raise ValueError(f"rates.{optimizer} is an empty list")
         tried = tried if isinstance(tried, list) or tried is None else [tried]
         first = {} if not tried else {"lr": tried[0]}
         try:
@@ -177,8 +181,12 @@ def _trials(candidate: _Candidate, tune: Any, where: str) -> tuple[TrainConfig, 
     return tuple(replace(trial, lr=rate) for rate in rates)
 
 
-def _middle(values: Sequence[Any]) -> Any:
-    return statistics.median_high(sorted(values))
+def _middle(where: str, values: Sequence[Any]) -> Any:
+    """The middle one of the numbers; what is none is refused by the run that has it."""
+    if len(values) > 1 and None in values:
+        raise ValueError(f"{where} must not have null among several values, which have to have a middle")
+    numbers = [value for value in values if isinstance(value, (int, float))]
+    return statistics.median_high(sorted(numbers)) if numbers else values[0]
 
 
 def _seeds(where: str, value: Any) -> list[int]:

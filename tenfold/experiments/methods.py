@@ -76,7 +76,7 @@ def make_optimizer(config: TrainConfig, model: nn.Module, total_steps: int) -> t
     Raises
     ------
     ValueError
-        Ranks are decided in the first half of the steps, and no step decides on them in time.
+        Ranks are to be adapted, and no step decides on them in time.
     """
     options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.optimizer.endswith("adamw"):
@@ -165,6 +165,14 @@ def _rank_policy(config: TrainConfig, total_steps: int, stop: int | None = None)
                 f"{config.adapt_every} no ranks are decided between step {start} and the middle "
                 f"of the {total_steps} steps"
             )
+    end = total_steps if stop is None else stop
+    if end - start < config.adapt_every:
+        name = "adapt_start" if start else "adapt_every"
+        raise ValueError(
+            f"{name}={getattr(config, name)} leaves no step that decides on ranks: with adapt_every="
+            f"{config.adapt_every} there is none after step {start} and up to step {max(end, 0)} of the "
+            f"{total_steps}"
+        )
     beat: dict[str, Any] = {
         "every": config.adapt_every,
         "start": start,

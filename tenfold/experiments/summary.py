@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from tenfold.experiments.combinations import METHODS, OPTIMIZERS, name_of
-from tenfold.experiments.config import low_rank_default
+from tenfold.experiments.config import TrainConfig, low_rank_default
 from tenfold.experiments.result import Result
 
-_SIZES = ("tau", "compression", "rank")
+SIZES = ("tau", "compression", "rank")
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,14 @@ class Setting:
         Number of runs that did not.
     config : dict
         Of the first run.
+    apart : tuple of str
+        Fields that tell it from settings that would look the same in tables and figures.
     """
 
     results: tuple[Result, ...]
     diverged: int
     config: dict[str, Any]
+    apart: tuple[str, ...] = ()
 
     @property
     def task(self) -> tuple[str, str]:
@@ -39,7 +42,10 @@ class Setting:
 
     @property
     def label(self) -> str:
-        """How weights are stored and moved; on manifolds whether, how often and from when ranks adapt."""
+        """How weights are stored and moved; on manifolds whether, how often and from when ranks adapt.
+
+        At the end what else tells it apart.
+        """
         how = [name_of(self.config["method"], self.config["optimizer"])]
         if self._fixed:
             how.append("fixed ranks")
@@ -54,7 +60,11 @@ class Setting:
             how.append(f"from step {self.config['adapt_start']}")
         if self.config.get("oversampling"):
             how.append(f"oversampling {self.config['oversampling']}")
-        return ", ".join(how)
+        return ", ".join([*how, *(_words(name, self.value(name)) for name in self.apart)])
+
+    def value(self, name: str) -> Any:
+        """A field of the configuration, also one that lines leave out where it is the default."""
+        return self.config.get(name, getattr(TrainConfig, name))
 
     @property
     def _fixed(self) -> bool:
@@ -63,7 +73,7 @@ class Setting:
     @property
     def size(self) -> str:
         """What decides on the ranks or masks."""
-        names = filter(self.decides, _SIZES)
+        names = filter(self.decides, SIZES)
         return ", ".join(f"{name} {self.config[name]:g}" for name in names) or "–"
 
     def decides(self, name: str) -> bool:
@@ -89,6 +99,10 @@ class Setting:
         """Mean of something else over the seeds."""
         return statistics.fmean(value(result) for result in self.results)
 
+    def seconds_per_step(self) -> float:
+        """Time of training by the number of steps, over whole runs; the median of the seeds."""
+        return statistics.median(result.seconds / result.last["step"] for result in self.results)
+
     def mean_losses(self) -> list[tuple[int, float]]:
         """Steps and training losses, averaged over the seeds."""
         curves = [result.losses for result in self.results]
@@ -108,21 +122,52 @@ class Setting:
 
 
 def settings(results: Sequence[Result]) -> list[Setting]:
-    """The runs, trials left out, grouped by everything but the seed and the chosen learning rate.
+    """The runs, trials left out, grouped by everything but the seed.
 
     In the order of the methods and optimizers, and then of the lines.
     """
     groups: dict[str, list[Result]] = {}
     for result in results:
         if result.kind == "run":
-            key = {name: value for name, value in result.config.items() if name not in ("seed", "lr")}
+            key = {name: value for name, value in result.config.items() if name != "seed"}
             groups.setdefault(repr(sorted(key.items())), []).append(result)
     found = []
     for group in groups.values():
         group.sort(key=lambda result: result.config["seed"])
         finished = tuple(result for result in group if result.finished)
         found.append(Setting(finished, len(group) - len(finished), group[0].config))
-    return sorted(found, key=lambda setting: _place(setting.config))
+    return sorted(_told_apart(found), key=lambda setting: _place(setting.config))
+
+
+def _told_apart(found: Sequence[Setting]) -> list[Setting]:
+    """The settings, all of one label with what tells those of equal size apart."""
+    labels: dict[tuple[tuple[str, str], str], dict[tuple[str, float], list[Setting]]] = {}
+    for setting in found:
+        sizes = labels.setdefault((setting.task, setting.label), {})
+        sizes.setdefault((setting.size, setting.decay), []).append(setting)
+    apart = {label: _differences(sizes.values()) for label, sizes in labels.items()}
+    return [replace(setting, apart=apart[setting.task, setting.label]) for setting in found]
+
+
+def _differences(alike: Iterable[Sequence[Setting]]) -> tuple[str, ...]:
+    """Fields in which members of a list differ; the rate, which may be tuned, only if nothing else does."""
+    lists = [members for members in alike if len(members) > 1]
+
+    def different(members: Sequence[Setting], *names: str) -> int:
+        return len({repr([setting.value(name) for name in names]) for setting in members})
+
+    names = [field.name for field in fields(TrainConfig) if field.name not in ("seed", "lr")]
+    found = [name for name in names if any(different(members, name) > 1 for members in lists)]
+    enough = all(different(members, *found) == len(members) for members in lists)
+    return tuple(found if enough else [*found, "lr"])
+
+
+def _words(name: str, value: Any) -> str:
+    if value is None or value is False:
+        return f"no {name}"
+    if value is True:
+        return name
+    return f"{name} {value}" if isinstance(value, str) else f"{name} {value:g}"
 
 
 def _place(config: dict[str, Any]) -> tuple[int, int]:

@@ -7,6 +7,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
@@ -19,6 +20,7 @@ from tenfold.experiments.grid import Entry, Sweep, run_id
 from tenfold.experiments.processes import Processes
 from tenfold.experiments.result import Result, read_results
 from tenfold.experiments.sweep_job import RESULT, Job, work
+from tenfold.experiments.sweep_lock import locked
 from tenfold.untrusted.text import read_text
 
 RESULTS = "results.jsonl"
@@ -33,7 +35,8 @@ class SweepRunner:
 
     ``results.jsonl`` gets a line for every trial and run that is done; ``runs/`` holds the folders of those
     that are under way, and of what they left. What has a line is not run again. Killed at any moment and
-    started again, a sweep goes on after the last finished epoch of every run.
+    started again, a sweep goes on after the last finished epoch of every run. Files are only read until
+    :meth:`run`, and one sweep at a time runs in a folder.
 
     Parameters
     ----------
@@ -66,11 +69,7 @@ class SweepRunner:
     def __post_init__(self) -> None:
         if self.jobs < 1:
             raise ValueError(f"jobs must be at least 1, not {self.jobs}")
-        path = self.folder / RESULTS
-        results = read_results(path) if path.is_file() else []
-        self._done = {result.id: result for result in results}
-        if path.is_file() and self.processes.first:
-            write_text(path, "".join(result.to_line() for result in self._done.values()))
+        self._read()
 
     def run(self) -> bool:
         """Do what is left to do: the trials, then the runs.
@@ -84,8 +83,15 @@ class SweepRunner:
         ------
         KeyboardInterrupt
             After Ctrl-C, with every process ended.
+        ValueError
+            Another sweep is running in the folder, or a line of ``results.jsonl`` is damaged.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        with locked(self.folder) if self.processes.first else nullcontext():
+            self._mend()
+            return self._run()
+
+    def _run(self) -> bool:
         self._share_out([self._job(trial, "trial", None) for trial in self.sweep.trials])
         chosen = [run for run in map(self._chosen, self.sweep.entries) if run is not None]
         self._share_out([self._job(config, "run", tuning) for config, tuning in chosen])
@@ -101,6 +107,25 @@ class SweepRunner:
             open_trials = any(run_id(trial) not in self._done for trial in entry.trials)
             runs += open_trials or run_id(self._best(entry)[0]) not in self._done
         return trials, runs
+
+    def _read(self) -> list[Result]:
+        """What is done, as the file has it."""
+        path = self.folder / RESULTS
+        results = read_results(path) if path.is_file() else []
+        self._done = {result.id: result for result in results}
+        return results
+
+    def _mend(self) -> None:
+        """Read the file again, which another sweep may have written to, and mend what a killed one left."""
+        path = self.folder / RESULTS
+        if self.processes.first:
+            results = self._read()
+            torn = path.is_file() and not read_text(path).endswith("\n")
+            if torn or len(self._done) < len(results):
+                write_text(path, "".join(result.to_line() for result in self._done.values()))
+        self.processes.wait()
+        if not self.processes.first:
+            self._read()
 
     def _job(self, config: TrainConfig, kind: str, tuning: dict[str, Any] | None) -> Job:
         return Job(config, self.folder / _RUNS / run_id(config), self.sweep.name, kind, tuning)
@@ -147,9 +172,8 @@ class SweepRunner:
                 if run_id(job.config) not in self._done:
                     self._record(job, len(left), len(left))
         self.processes.wait()
-        path = self.folder / RESULTS
-        if not self.processes.first and path.is_file():
-            self._done = {result.id: result for result in read_results(path)}
+        if not self.processes.first:
+            self._read()
 
     def _work_off(self, jobs: Sequence[Job]) -> None:
         waiting = list(reversed(jobs))

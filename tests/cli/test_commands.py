@@ -93,6 +93,20 @@ def test_beside_dense(quick, tmp_path, capfd):
     assert (folder / "comparison.md").exists()
 
 
+def test_under_torchrun_the_dense_network_waits_as_long(tmp_path, monkeypatch):
+    waited = {}
+
+    def stopped_at_the_twin(config, folder, resume, again, timeout=600.0):
+        waited[config.method] = timeout
+        return 0 if config.method == "tucker" else 130
+
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "x"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("tenfold.cli.train.train_visibly", stopped_at_the_twin)
+    assert main(["train", "--beside-dense", "--timeout", "30", "--out", str(tmp_path / "run")]) == 130
+    assert waited == {"tucker": 30.0, "dense": 30.0}
+
+
 def test_compare(quick, tmp_path, capsys):
     for name, more in (("a", ("--rank", "2")), ("b", ("--rank", "4")), ("c", ("--method", "dense"))):
         assert main(quick("--epochs", "1", "--out", str(tmp_path / name), *more)) == 0

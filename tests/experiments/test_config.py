@@ -1,9 +1,11 @@
 import json
 
 import pytest
+from torch import nn
 
 from tenfold.experiments.combinations import METHODS, optimizers_of
 from tenfold.experiments.config import DATA_SETS, TrainConfig
+from tenfold.experiments.methods import make_optimizer
 
 
 @pytest.mark.parametrize("data", DATA_SETS)
@@ -95,6 +97,8 @@ def test_nothing_is_silently_ignored_by_the_dense_method(given):
             "adapt_every must be at least 1 for the optimizer 'tdlrt'",
         ),
         ({"adapt_every": 0, "adapt_start": 5}, "adapt_start has no effect where adapt_every=0"),
+        ({"adapt_every": 0, "tau": 0.3}, "tau has no effect where adapt_every=0 keeps the ranks for good"),
+        ({"adapt_every": 0, "tau": 0.3, "compression": 0.5}, "tau has no effect where adapt_every=0"),
         ({"adapt_start": 0}, "adapt_start must be at least 1"),
         ({"adapt_every": 0, "oversampling": 2}, "oversampling has no effect where adapt_every=0"),
         ({"oversampling": 0}, "oversampling must be at least 1"),
@@ -150,6 +154,49 @@ def test_runs_of_earlier_versions_are_understood():
     falling = TrainConfig(compression=0.9, start_compression=0.5)
     assert falling.identity()["start_compression"] == 0.5
     assert falling.dense_twin().start_compression is None
+
+
+def test_a_tolerance_that_nobody_gave_stays_in_what_an_id_is_made_from():
+    fixed = TrainConfig.recipe(adapt_every=0)
+    assert fixed.identity()["tau"] == 0.15
+    assert TrainConfig.from_dict(fixed.to_dict()) == fixed
+    assert TrainConfig.recipe(adapt_every=0, tau=None).tau == 0.15
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"adapt_start": 100_000}, "adapt_start=100000 leaves no step that decides on ranks"),
+        ({"adapt_start": 35}, "adapt_every=10 there is none after step 35 and up to step 44 of the 44"),
+        ({"adapt_every": 45}, "adapt_every=45 leaves no step that decides on ranks"),
+        ({"adapt_every": 45, "compression": 0.5}, "adapt_every=45 leaves no step that decides on ranks"),
+        ({"optimizer": "tdlrt", "adapt_every": 23}, "none after step 0 and up to step 21 of the 44"),
+        ({"optimizer": "tdlrt", "adapt_every": 100}, "none after step 0 and up to step 0 of the 44"),
+        ({"optimizer": "tdlrt", "adapt_start": 39}, "adapt_start=39 leaves no step"),
+        ({"oversampling": 2, "adapt_every": 23}, "oversampling=2 has no end"),
+    ],
+)
+def test_ranks_are_decided_at_least_once(given, message):
+    with pytest.raises(ValueError, match=message):
+        make_optimizer(TrainConfig.recipe(**given), nn.Linear(2, 2), 44)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"adapt_start": 34},
+        {"adapt_every": 44},
+        {"optimizer": "tdlrt", "adapt_every": 22},
+        {"optimizer": "tdlrt", "adapt_start": 38},
+        {"adapt_every": 0},
+    ],
+)
+def test_one_decision_is_enough(given):
+    config = TrainConfig.recipe(**given)
+    optimizer = make_optimizer(config, nn.Linear(2, 2), 44)
+    policy = optimizer.param_groups[0]["rank_adaptation"]
+    due = [] if policy is None else [step for step in range(1, 45) if policy.due(step)]
+    assert len(due) == (0 if config.adapt_every == 0 else 1)
 
 
 def test_the_dense_twin_differs_in_the_weights_alone():

@@ -32,7 +32,7 @@ METHODS = {
 PROTOCOL = {  # networks, epochs, seeds
     "cifar10-full": ({"alexnet", "vgg16", "resnet18"}, 120, 20),
     "cifar10-large": ({"vgg16", "resnet18"}, 30, 1),
-    "cifar10-reduced": ({"vgg16", "resnet18"}, 2, 1),
+    "cifar10-reduced": ({"vgg16", "resnet18", "alexnet"}, 2, 1),
     "cifar10-small": ({"vgg-light", "alexnet"}, 10, 3),
     "tinyimagenet-full": ({"resnet18"}, 120, 20),
 }
@@ -106,7 +106,7 @@ def test_every_kind_of_run_trains(config, tmp_path, request, monkeypatch):
     monkeypatch.setattr(methods, "build", narrow)
     folder = request.getfixturevalue(FOLDERS[config.data])
     short = replace(config, data_dir=str(folder), epochs=1, batch_size=5, device="cpu")
-    if config.start_compression or config.oversampling:
+    if config.adapt_every:
         short = replace(short, adapt_every=2)  # of eight steps
     run = train(short, tmp_path / "run")
     assert run.last.train_loss > 0

@@ -62,6 +62,12 @@ def test_the_place_does_not_matter(tmp_path):
         ("tau: [0.1, 0.2]", "tua: [0.1]", r"blocks\[2\] has no key 'tua'; there are"),
         ("tau: [0.1, 0.2]", "tau: [0.1, 2]", r"blocks\[2\]: tau must be a number in \[0, 1\), not 2"),
         ("tau: [0.1, 0.2]", "tau: []", r"blocks\[2\].tau is an empty list"),
+        ("tau: [0.1, 0.2]", "tau: [null, 0.1]", r"blocks\[2\].tau must not have null among several values"),
+        ("tau: [0.1, 0.2]", "rank: [0.5, big]", r"blocks\[2\]: rank must be a fraction .*, not 'big'"),
+        ("tau: [0.1, 0.2]", "tau: [[0.1]]", r"blocks\[2\]: tau must be a number in .*, not a value of"),
+        ("lr: [0.1, 0.2, 0.4]", "lr: []", r"blocks\[1\].lr is an empty list"),
+        ("adamw: 0.005", "adamw: []", "rates.adamw is an empty list"),
+        ("model: lenet5,", "model: lenet5, lr: [],", r"blocks\[0\].lr is an empty list"),
         ("method: dense", "method: dense, tau: 0.1", r"blocks\[0\]: tau has no effect on the method 'dense'"),
         ("lr: [0.1, 0.2, 0.4]", "lr: [0.1, fast]", r"blocks\[1\]: lr must be a positive number, not 'fast'"),
         (

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -12,11 +11,8 @@ from dataclasses import replace
 import pytest
 
 from tenfold.cli import main
-from tenfold.experiments.evidence import read_evidence, write_evidence
-from tenfold.experiments.evidence_tables import size_table
 from tenfold.experiments.grid import Entry, Sweep, read_sweep, run_id
 from tenfold.experiments.result import Result, read_results
-from tenfold.experiments.summary import settings
 from tenfold.experiments.sweep import RESULTS, SweepRunner
 from tenfold.experiments.training import train
 
@@ -25,7 +21,7 @@ common: {data: mnist, model: lenet5, epochs: 3, batch_size: 16, device: cpu}
 seeds: [7]
 tune: {epochs: 1, seed: 1000}
 blocks:
-  - {method: tucker, optimizer: tdlrt, tau: 0.2, lr: [0.02, 1.0e+30], schedule: constant}
+  - {method: tucker, optimizer: tdlrt, adapt_every: 2, tau: 0.2, lr: [0.02, 1.0e+30], schedule: constant}
   - {method: dense, lr: 0.02}
 """
 
@@ -134,128 +130,3 @@ def test_mistakes_on_the_command_line(file, tmp_path, capsys):
     assert main(["sweep", str(file), "--out", str(tmp_path / "out"), "--dry-run"]) == 0
     assert capsys.readouterr().out == "mini: 2 of 2 trials and 2 of 2 runs to do\n"
     assert not (tmp_path / "out").exists()
-
-
-def made_up(method="tucker", seed=0, accuracy=0.9, model="vgg16", data="cifar10", **given) -> Result:
-    """A result as a run would have left it."""
-    from tenfold.experiments.config import TrainConfig
-
-    if method != "dense" and not {"tau", "compression"} & set(given):
-        given["compression"] = 0.8
-    config = TrainConfig.recipe(method=method, seed=seed, model=model, data=data, **given)
-    curve = [
-        {
-            "epoch": epoch,
-            "step": 100 * epoch,
-            "train_loss": 1.0 / epoch,
-            "test_loss": 1.0,
-            "test_accuracy": accuracy - 0.1 * (2 - epoch),
-            "parameters": 1000,
-            "compression_convolutions": 0.8,
-            "compression_factored": 0.82,
-            "compression_network": 0.7,
-            "seconds_per_step": 0.01,
-            "lr": 0.1,
-        }
-        for epoch in (1, 2)
-    ]
-    scale = {"tucker": 0.5}.get(method, 1.0)
-    losses = [[step, scale * 100.0 / step] for step in range(10, 201, 10)]
-    ranks = [[0, {"a": [4, 3]}], [50, {"a": [2, 2]}]] if method == "tucker" else []
-    result = Result.of(config, "made up", None, "run", [], [], True)
-    return replace(result, curve=curve, losses=losses, ranks=ranks, peak_memory=2**30)
-
-
-def test_tables_average_over_seeds(tmp_path):
-    results = [made_up(seed=seed, accuracy=a) for seed, a in enumerate((0.88, 0.9, 0.92))]
-    results += [replace(made_up(seed=3), status="diverged", curve=[], losses=[])]
-    results += [made_up("dense", accuracy=0.95), replace(made_up(accuracy=0.1), kind="trial")]
-    (tmp_path / "a.jsonl").write_text("".join(result.to_line() for result in results))
-    written = write_evidence(tmp_path / "out", read_evidence(tmp_path))
-    text = (tmp_path / "out" / "report.md").read_text()
-    row = next(line for line in text.splitlines() if re.match(r"\| RiemannianSGD *\| compression 0.8", line))
-    cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells == [
-        *("RiemannianSGD", "compression 0.8", "0.1", "3", "90.00 ± 2.00 %", "82.0 %", "80.0 %", "1,000"),
-        *("10.0 ms", "1,024 MiB", "1"),
-    ]
-    assert "5 runs and 1 trials" in text
-    times = {
-        line.split("|")[1].strip(): line.split("|")[3].strip() for line in text.splitlines() if "| " in line
-    }
-    assert times["dense, SGD"] == "2"
-    assert times["RiemannianSGD"] == "not reached"
-    assert all(path.stat().st_size > 1000 for path in written[1:])
-    assert {path.name.removeprefix("cifar10-vgg16-") for path in written[1:]} == {
-        *("accuracy.png", "variance.png", "ranks.png", "time.png", "memory.png")
-    }
-
-
-def test_sizes_are_columns():
-    """Rows in the order of the methods; seeds that some sizes lack are told; what has no size is left out."""
-    results = [made_up("loose-cp", optimizer="adamw", compression=0.8, accuracy=0.5), made_up("dense")]
-    results += [made_up(compression=c, seed=seed, accuracy=c) for c in (0.9, 0.8) for seed in range(2)]
-    results += [made_up(compression=0.9, seed=2, accuracy=0.96), made_up(rank=0.5, tau=0.1, accuracy=0.7)]
-    group = settings(results)
-    assert size_table(group, "compression") == [
-        ["weights, optimizer", "seeds", "compression 0.8", "compression 0.9"],
-        ["RiemannianSGD", "2 to 3", "80.00 ± 0.00 (82.0)", "92.00 ± 3.46 (82.0)"],
-        ["loose CP factors, AdamW", "1", "50.00 (82.0)", "–"],
-    ]
-    assert size_table(group, "tau")[1:] == [["RiemannianSGD, by tolerance", "1", "70.00 (82.0)"]]
-
-
-def test_the_table_of_sizes_tells_starts_apart():
-    results = [made_up(rank=rank, tau=0.1, accuracy=rank) for rank in (0.25, 0.5)]
-    assert [row[0] for row in size_table(settings(results), "tau")[1:]] == [
-        f"RiemannianSGD, by tolerance, rank {rank}" for rank in (0.25, 0.5)
-    ]
-    results = [made_up(tau=0.1, decay=decay) for decay in (None, 10.0)]
-    assert [row[0] for row in size_table(settings(results), "tau")[1:]] == [
-        f"RiemannianSGD, by tolerance, decay {decay}" for decay in (1, 10)
-    ]
-
-
-def test_settings_are_told_apart_by_when_ranks_are_adapted():
-    results = [made_up(tau=0.1), made_up(tau=0.1, adapt_start=40), made_up(adapt_start=40)]
-    results += [made_up(tau=0.1, adapt_every=0), made_up(start_compression=0.5), made_up(adapt_every=3)]
-    results += [made_up(optimizer="tdlrt", adapt_every=every) for every in (3, 10)]
-    results += [made_up(tau=0.1, oversampling=4)]
-    assert [setting.label for setting in settings(results)] == [
-        "RiemannianSGD, by tolerance",
-        "RiemannianSGD, by tolerance, from step 40",
-        "RiemannianSGD, from step 40",
-        "RiemannianSGD, fixed ranks",
-        "RiemannianSGD, from compression 0.5",
-        "RiemannianSGD, every 3 steps",
-        "RiemannianSGD, by tolerance, oversampling 4",
-        "TDLRT",
-        "TDLRT, every 10 steps",
-    ]
-
-
-def test_robustness_counts_steps_to_the_best_loose_run(tmp_path):
-    results = [
-        made_up(m, decay=d, model="lenet5", data="mnist")
-        for m in ("tucker", "loose-tucker")
-        for d in (None, 2.0)
-    ]
-    write_evidence(tmp_path, results)
-    text = (tmp_path / "report.md").read_text()
-    rows = [
-        [cell.strip() for cell in line.split("|")[1:-1]]
-        for line in text.splitlines()
-        if line.startswith("| 2 ")
-    ]
-    steps = {row[1]: int(row[6]) for row in rows}
-    assert steps["loose Tucker factors, SGD"] > 1.5 * steps["RiemannianSGD"]
-    assert (tmp_path / "mnist-lenet5-robustness.png").exists()
-
-
-def test_published_points_are_beside_ours():
-    from tenfold.experiments.published import published_points
-
-    points = published_points("alexnet", "cifar10")
-    assert {p.method for p in points} == {"full", "tdlrt", "tucker", "matrix", "cp"}
-    assert next(p.accuracy for p in points if p.method == "full") == 85.45
-    assert published_points("lenet5", "mnist") == []

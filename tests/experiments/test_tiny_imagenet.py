@@ -117,7 +117,13 @@ def test_a_run(data, tmp_path, request):
     """Two steps with the recipe of the data set; 64-pixel images pass through a factored network."""
     folder = request.getfixturevalue({"cifar100": "cifar100_folder"}.get(data, "tiny_imagenet_folder"))
     config = TrainConfig.recipe(
-        data=data, data_dir=str(folder), model="vgg-small", epochs=1, batch_size=20, device="cpu"
+        data=data,
+        data_dir=str(folder),
+        model="vgg-small",
+        epochs=1,
+        batch_size=20,
+        adapt_every=2,
+        device="cpu",
     )
     assert (config.weight_decay, config.tau, config.lr) == (5e-4, 0.06, 0.1)
     run = train(config, tmp_path / "run")
