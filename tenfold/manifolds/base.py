@@ -102,10 +102,14 @@ class LowRankManifold(RankAdaptiveManifold):
         device: torch.device | str | None = None,
         seed: int | None = 42,
     ) -> torch.Tensor:
-        """A reproducible point: :meth:`random` drawn on the CPU with ``seed``, then moved."""
-        generator = torch.Generator().manual_seed(42 if seed is None else seed)
+        """A reproducible point: :meth:`random` drawn on the CPU with ``seed``, then moved.
+
+        The default device is that of new tensors, also inside of ``with torch.device(...)``.
+        """
+        generator = torch.Generator("cpu").manual_seed(42 if seed is None else seed)
         flat = geoopt.utils.size2shape(*size) if size else ()
-        return self.random(*flat, dtype=dtype, generator=generator).to(device)
+        x = self.random(*flat, dtype=dtype, device="cpu", generator=generator)
+        return x.to(torch.get_default_device() if device is None else device)
 
     @abc.abstractmethod
     def to_dense(self, x: torch.Tensor) -> torch.Tensor:

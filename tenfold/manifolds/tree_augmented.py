@@ -44,5 +44,5 @@ def _extended_bases(
         rank = old.shape[-1]
         q, r = qr(torch.cat([matrix(tree, v, old), matrix(tree, v, moved)], dim=-1))
         zero[v], one[v] = r[..., :rank], r[..., rank:]
-        out[v] = unmatrix(q, old)
+        out[v] = unmatrix(tree, v, q, old)
     return out, zero, one

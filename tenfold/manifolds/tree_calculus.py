@@ -75,9 +75,10 @@ def matrix(tree: TensorTree, v: int, tensor: torch.Tensor) -> torch.Tensor:
     return tensor.flatten(lead, -2)
 
 
-def unmatrix(flat: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    """Back from :func:`matrix`: the legs of ``tensor``, the last axis of ``flat``."""
-    return flat.reshape(*tensor.shape[:-1], flat.shape[-1])
+def unmatrix(tree: TensorTree, v: int, flat: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """Back from :func:`matrix`: the legs of ``tensor``, the batch and the last axis of ``flat``."""
+    legs = tensor.shape[tensor.ndim - tree.nodes[v].legs - 1 : -1]
+    return flat.reshape(*flat.shape[:-2], *legs, flat.shape[-1])
 
 
 def perpendicular(basis: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
@@ -192,7 +193,7 @@ def orthonormalize(tree: TensorTree, nodes: Nodes) -> list[torch.Tensor]:
             out[v] = lifted
         else:
             q, carry[v] = qr(matrix(tree, v, lifted))
-            out[v] = unmatrix(q, lifted)
+            out[v] = unmatrix(tree, v, q, lifted)
     return out
 
 
@@ -273,7 +274,7 @@ def retract(
         basis, _ = orthonormalize_matrix(matrix(tree, v, moved), method)
         turn, zero[v] = qr(basis.mT @ old)
         basis = basis @ turn
-        out[v] = unmatrix(basis, moved)
+        out[v] = unmatrix(tree, v, basis, moved)
         one[v] = basis.mT @ matrix(tree, v, some(lift(tree, v, tangent[v], zero, frame.env, one)))
     return out
 
@@ -291,7 +292,7 @@ def aligned(tree: TensorTree, nodes: Nodes, old: Nodes) -> list[torch.Tensor]:
         if v != tree.root:
             basis = matrix(tree, v, out[v])
             turn, overlap[v] = qr(basis.mT @ matrix(tree, v, some(lift(tree, v, old[v], overlap))))
-            out[v], turned[v] = unmatrix(basis @ turn, out[v]), turn.mT
+            out[v], turned[v] = unmatrix(tree, v, basis @ turn, out[v]), turn.mT
     return out
 
 

@@ -117,9 +117,9 @@ def retract(
             continue
         old = matrix(tree, v, nodes[v])
         new = add_product(old, matrix(tree, v, tangent[v]), frame.inverse[v].mT)
-        moved = some(lift(tree, v, unmatrix(new, nodes[v]), carry))
+        moved = some(lift(tree, v, unmatrix(tree, v, new, nodes[v]), carry))
         basis, carry[v] = orthonormalize(matrix(tree, v, moved), method)
-        out[v] = unmatrix(basis, moved)
+        out[v] = unmatrix(tree, v, basis, moved)
     return out
 
 
@@ -131,7 +131,7 @@ def isometric(tree: TensorTree, tangent: Nodes, frame: DampedFrame, exact: Frame
     out = list(tangent)
     for v, upper in exact.upper.items():
         change = frame.inverse[v].mT @ upper.mT
-        out[v] = unmatrix(matrix(tree, v, tangent[v]) @ change, tangent[v])
+        out[v] = unmatrix(tree, v, matrix(tree, v, tangent[v]) @ change, tangent[v])
     return out
 
 
@@ -140,5 +140,5 @@ def coordinates(tree: TensorTree, tangent: Nodes, frame: DampedFrame, exact: Fra
     out = list(tangent)
     for v, inverse in frame.inverse.items():
         change = exact.upper[v] @ inverse
-        out[v] = unmatrix(matrix(tree, v, tangent[v]) @ change, tangent[v])
+        out[v] = unmatrix(tree, v, matrix(tree, v, tangent[v]) @ change, tangent[v])
     return out

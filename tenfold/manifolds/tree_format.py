@@ -86,7 +86,8 @@ class TreeFormat(LowRankManifold):
             return False, "the point holds NaN or infinity"
         for v, node in self._bases(x):
             basis = calculus.matrix(self.tree, v, node)
-            defect = (basis.mT @ basis - torch.eye(basis.shape[-1]).to(basis)).abs().amax().item()
+            eye = torch.eye(basis.shape[-1], dtype=basis.dtype, device=basis.device)
+            defect = (basis.mT @ basis - eye).abs().amax().item()
             if defect > atol + rtol:
                 return False, f"factor {v} is not orthonormal: |U^T U - I| reaches {defect:.3g}"
         return True, None

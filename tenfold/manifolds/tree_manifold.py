@@ -181,10 +181,16 @@ class TreeManifold(TreeFormat):
     def undamped(
         self, x: torch.Tensor, u: torch.Tensor, damped: DampedFrame, *, frame: Frame | None = None
     ) -> torch.Tensor:
+        x, u = self._joint(x, u)
         blocks = tree_damped.isometric(self.tree, self.unpack_tensor(u), damped, frame or self.frame(x))
         return self.pack_point(*blocks)
 
+    def _joint(self, *packed: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Packed tensors, of one batch where the tree is a root alone, whose block meets no other."""
+        return packed if self.tree.ranks else tuple(torch.broadcast_tensors(*packed))
+
     def proju(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        x, u = self._joint(x, u)
         factors, blocks = self.unpack_tensor(x), self.unpack_tensor(u)
         return self.pack_point(
             *(self._gauge(v, f, b) for v, (f, b) in enumerate(zip(factors, blocks, strict=True)))
@@ -224,6 +230,7 @@ class TreeManifold(TreeFormat):
             return self._from_isometric(x, u, frame)
         if isinstance(frame, DampedFrame):
             return self.proju(x, self.ungauged_gradient(x, u, frame))
+        x, u = self._joint(x, u)
         frame = frame or self.frame(x)
         factors, grads = self.unpack_tensor(x), self.unpack_tensor(u)
         blocks = []
@@ -237,9 +244,11 @@ class TreeManifold(TreeFormat):
     def ungauged_gradient(self, x: torch.Tensor, u: torch.Tensor, frame: DampedFrame) -> torch.Tensor:
         if self.is_lifted:
             return self._from_isometric(x, u, frame)
+        x, u = self._joint(x, u)
         blocks = list(self.unpack_tensor(u))
         for v, inverse in frame.inverse.items():
-            blocks[v] = calculus.unmatrix(calculus.matrix(self.tree, v, blocks[v]) @ inverse, blocks[v])
+            columns = calculus.matrix(self.tree, v, blocks[v]) @ inverse
+            blocks[v] = calculus.unmatrix(self.tree, v, columns, blocks[v])
         return self.pack_point(*blocks)
 
     def _from_isometric(
@@ -253,6 +262,7 @@ class TreeManifold(TreeFormat):
         return self.proju(x, u)
 
     def tangent_to_dense(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        x, u = self._joint(x, u)
         # A tangent vector may carry gradients where a point of a lifted manifold may not.
         blocks = super().unpack_tensor(u)
         return calculus.dense_tangent(self.tree, self.unpack_tensor(x), blocks, self.frame(x), self.shape)
@@ -303,6 +313,7 @@ class TreeManifold(TreeFormat):
         frame: Frame | None = None,
     ) -> torch.Tensor:
         goal = self._goal(target)
+        x, y, v = self._joint(x, y, v)
         blocks = tree_transport.transport(
             self.tree,
             self.unpack_tensor(x),
@@ -323,6 +334,7 @@ class TreeManifold(TreeFormat):
         frame: Frame | None = None,
     ) -> torch.Tensor:
         goal = self._goal(target)
+        x, y, s = self._joint(x, y, s)
         blocks = tree_transport.transport_squares(
             self.tree,
             self.unpack_tensor(x),
@@ -361,10 +373,10 @@ class TreeManifold(TreeFormat):
     def truncation(
         self, x: torch.Tensor, u: torch.Tensor | None = None, *, frame: Frame | None = None
     ) -> Truncation:
-        nodes = self.unpack_tensor(x.detach())
         if u is None:
-            return TreeTruncation.of_nodes(self, nodes)
-        tangent = self.unpack_tensor(u.detach())
+            return TreeTruncation.of_nodes(self, self.unpack_tensor(x.detach()))
+        x, u = torch.broadcast_tensors(x, u)
+        nodes, tangent = self.unpack_tensor(x.detach()), self.unpack_tensor(u.detach())
         sum = tree_moved.moved(self.tree, nodes, tangent, frame or self.frame(x))
         return TreeTruncation(self, sum.triangular_factors(), sum.project)
 
@@ -443,6 +455,7 @@ class TreeManifold(TreeFormat):
         u: torch.Tensor,
         frame: Frame | None = None,
     ) -> tuple[Self, torch.Tensor]:
+        x, u = torch.broadcast_tensors(x, u)
         nodes = self.unpack_tensor(x.detach())
         wide = build(self.tree, nodes, self.unpack_tensor(u.detach()), frame or self.frame(x))
         manifold = copy.copy(self)

@@ -116,7 +116,7 @@ class MovedTree:
                 break
             lifted = some(lift(tree, v, self.nodes[v], down))
             q, r = qr(matrix(tree, v, lifted) @ bases[v])
-            out[v], down[v] = unmatrix(q, lifted), r @ bases[v].mT
+            out[v], down[v] = unmatrix(tree, v, q, lifted), r @ bases[v].mT
         zero, one = {}, {}
         for v in tree.nodes[tree.root].children:
             rank = self.factor[v].shape[-1]
@@ -143,7 +143,7 @@ def moved(tree: TensorTree, nodes: Nodes, tangent: Nodes, frame: Frame) -> Moved
         change = matrix(tree, v, some(lift(tree, v, tangent[v], zero, frame.env, one)))
         inside[v] = basis.mT @ change
         new, factor[v] = _beside(basis, add_product(change, basis, inside[v], -1.0))
-        out[v] = unmatrix(torch.cat([basis, new], -1), old)
+        out[v] = unmatrix(tree, v, torch.cat([basis, new], -1), old)
         if tree.parent[v] != tree.root:
             eye = torch.eye(out[v].shape[-1], basis.shape[-1], dtype=basis.dtype, device=basis.device)
             zero[v], one[v] = eye, torch.cat([inside[v], factor[v]], -2)

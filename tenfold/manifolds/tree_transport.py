@@ -57,7 +57,7 @@ def transport(
             ambient = add_product(old, matrix(tree, v, moved[v]), value[v])
             inside = zero[v] @ slope[v] + one[v] @ value[v]
             flat = add_product(ambient, matrix(tree, v, target[v]), inside, -1.0)
-            out[v] = unmatrix(flat, lifted[v])
+            out[v] = unmatrix(tree, v, flat, lifted[v])
         for axis, w in enumerate(node.children):
             surroundings = some(lift(tree, v, frame.env[w], zero, skip=w))
             change = some(lift(tree, v, tangent[v], zero, frame.env, one, skip=w))

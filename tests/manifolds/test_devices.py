@@ -71,6 +71,17 @@ def test_gradients_on_the_device(manifold, device):
     assert manifold.egrad2rgrad(x, x.grad).device.type == device
 
 
+@each_manifold
+def test_a_default_device_changes_no_number_of_the_origin(manifold):
+    origin = manifold.origin(2, manifold.size)
+    with torch.device("meta"):
+        there, here = manifold.origin(2, manifold.size), manifold.origin(2, manifold.size, device="cpu")
+        assert there.device.type == "meta"
+        assert manifold.check_point_on_manifold(here)
+    assert there.shape == origin.shape
+    assert torch.equal(here, origin)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 @each_manifold
 def test_cuda_agrees_with_the_cpu(manifold):

@@ -67,6 +67,10 @@ class Wrapped(LowRankManifold):
     def transp(self, x, y, v, *, target=None):
         return self.inner_manifold.transp(x, y, v, target=None if target is None else target.inner_manifold)
 
+    def transp_squares(self, x, y, s, *, target=None):
+        target = None if target is None else target.inner_manifold
+        return self.inner_manifold.transp_squares(x, y, s, target=target)
+
 
 def _passed_on(name):
     def method(self, *args, **kwargs):

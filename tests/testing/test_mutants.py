@@ -4,7 +4,7 @@ import pytest
 
 from tenfold.testing import CHECKS, check_manifold
 
-from . import mutants_of_maps, mutants_of_spaces  # noqa: F401  enter the mutants
+from . import mutants_of_calls, mutants_of_maps, mutants_of_spaces  # noqa: F401  enter the mutants
 from .mutants import MUTANTS
 
 

@@ -45,7 +45,7 @@ def riemannian(s: Sample, x: torch.Tensor, loss: Loss) -> tuple[torch.Tensor, to
     return egrad, s.manifold.egrad2rgrad(x.detach(), egrad.clone())
 
 
-@check("G1", "egrad2rgrad turns the autograd gradient into the Riemannian gradient")
+@check("G1", "egrad2rgrad turns the autograd gradient into the Riemannian gradient, with a frame or without")
 def dense_gradient(s: Sample) -> Iterator[Measured]:
     for sample in (s, s.but(spectrum=Spectrum.EQUAL)) if s.subject.low_rank is not None else (s,):
         yield from _dense_gradient(sample)
@@ -59,6 +59,10 @@ def _dense_gradient(s: Sample) -> Iterator[Measured]:
     if s.subject.low_rank is not None:
         got = s.subject.tangent(s.x, rgrad)
         yield s.equal("P(dense gradient)", got, s.space.project(dense), scale=size, against=s.space)
+        frame = s.manifold.frame(s.x)
+        if frame is not None:
+            framed = s.manifold.egrad2rgrad(s.x, egrad, frame=frame)
+            yield s.same_points("egrad2rgrad(x, u, frame)", framed, rgrad, condition=s.space.condition)
         return
     shape = (s.space.dim, *s.batch, *s.subject.point_shape)
     basis = s.space.basis.movedim(-1, 0).reshape(shape).to(s.dtype)

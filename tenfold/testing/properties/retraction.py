@@ -7,12 +7,13 @@ from functools import partial
 
 import torch
 
-from tenfold.manifolds import TreeManifold
+from tenfold.manifolds import LowRankManifold, TreeManifold
 from tenfold.testing.check import check
 from tenfold.testing.curves import along, has_order, measure
 from tenfold.testing.outcome import Curve, Measured, NotApplicable
 from tenfold.testing.points import Spectrum
 from tenfold.testing.properties.points import length, on_manifold
+from tenfold.testing.properties.spectra import same_spectra
 from tenfold.testing.sample import Sample, finite, holds
 from tenfold.testing.tolerances import tolerance
 
@@ -97,19 +98,35 @@ def agreement(s: Sample) -> Iterator[Measured]:
             other = manifold.expmap(x, move)
         return length(s.subject.dense(manifold.retr(x, move)) - s.subject.dense(other))
 
+    def gap(t: torch.Tensor) -> torch.Tensor:
+        x, move = along(t, s.x, u)
+        return length(s.subject.dense(manifold.retr(x, move)) - s.subject.dense(manifold.expmap(x, move)))
+
     second = s.subject.order == 2 and low_rank is not None
     label = "|R(t u) - HOSVD(x + t u)|" if low_rank is not None else "|R(t u) - Exp(t u)|"
     yield has_order(measure(label, 3 if second else 2, s.reach, errors, _floor(s, s.x)))
+    if low_rank is not None and type(manifold).expmap is not LowRankManifold.expmap:
+        yield has_order(measure("|R(t u) - Exp(t u)|", 2, s.reach, gap, _floor(s, s.x)))
 
 
-@check("R6", "the truncation of x + u is that of the dense tensor")
+@check("R6", "the truncation of x + u is that of the dense tensor, and so are singular values")
 def truncation(s: Sample) -> Iterator[Measured]:
     subject = s.low_rank("points of this manifold have no rank to truncate")
-    u = 0.3 * s.reach * s.tangent()
-    moved = subject.dense(s.x) + subject.tangent(s.x, u)
-    structured = subject.dense(s.manifold.truncation(s.x, u).to(s.manifold.rank)[1])
-    through_dense = subject.dense(s.manifold.from_dense(subject.tensors(moved)))
+    m, u = s.manifold, 0.3 * s.reach * s.tangent()
+    dense = subject.dense(s.x)
+    moved = dense + subject.tangent(s.x, u)
+    sum = m.truncation(s.x, u)
+    structured = subject.dense(sum.to(m.rank)[1])
+    through_dense = subject.dense(m.from_dense(subject.tensors(moved)))
     yield s.equal("truncation(x, u) = from_dense(x + u)", structured, through_dense, against=s.space)
+    yield from same_spectra(s, "truncation(x, u)", sum.singular_values, moved)
+    yield from same_spectra(s, "truncation(x)", m.truncation(s.x).singular_values, dense)
+    yield from same_spectra(s, "singular_values(x)", m.singular_values(s.x), dense)
+    frame = m.frame(s.x)
+    if frame is not None:
+        framed = m.truncation(s.x, u, frame=frame)
+        yield s.equal("truncation(x, u, frame)", subject.dense(framed.to(m.rank)[1]), structured)
+        yield from same_spectra(s, "truncation(x, u, frame)", framed.singular_values, moved)
 
 
 @check("R7", "the retraction and the gradient are finite for huge, tiny, singular and ill-conditioned input")
@@ -180,46 +197,6 @@ def scaled(s: Sample, sizes: torch.Tensor) -> torch.Tensor:
         return s.manifold.pack_point(*factors)
     rows = subject.dense(s.x)
     return s.manifold.from_dense(subject.tensors(sizes.reshape(-1, *(1,) * (rows.ndim - 1)) * rows))
-
-
-def autograd_gradient(s: Sample) -> torch.Tensor:
-    """What autograd gives for a linear function of the tensor."""
-    direction, x = s.vector(), s.x.detach().clone().requires_grad_()
-    return torch.autograd.grad((direction * s.subject.dense(x)).sum(), x)[0]
-
-
-@check("R8", "a batch is treated member by member")
-def batch_is_loop(s: Sample) -> Iterator[Measured]:
-    s = s if s.batch else s.but(batch=(2,))
-    m, shape = s.manifold, s.subject.point_shape
-    u, rough = s.tangent(), s.normal(*shape)
-    egrad = autograd_gradient(s)
-    together = {
-        "retr": m.retr(s.x, u),
-        "projx": m.projx(s.x),
-        "proju": m.proju(s.x, rough),
-        "egrad2rgrad": m.egrad2rgrad(s.x, egrad),
-        "inner": s.inner(s.x, u, rough),
-        "to_dense": s.subject.dense(s.x),
-        "tangent_to_dense": s.subject.tangent(s.x, u),
-    }
-    points, vectors, roughs, egrads = (part.reshape(-1, *shape) for part in (s.x, u, rough, egrad))
-    condition = 1.0 if s.subject.low_rank is None else s.space.condition
-    for k in range(min(len(points), 3)):
-        x, v, w = points[k], vectors[k], roughs[k]
-        alone = {
-            "retr": m.retr(x, v),
-            "projx": m.projx(x),
-            "proju": m.proju(x, w),
-            "egrad2rgrad": m.egrad2rgrad(x, egrads[k]),
-            "inner": s.inner(x, v, w),
-            "to_dense": s.subject.dense(x),
-            "tangent_to_dense": s.subject.tangent(x, v),
-        }
-        for name, want in alone.items():
-            got = together[name].reshape(-1, *want.shape)[k]
-            scale = max(float(torch.linalg.vector_norm(want)), 1.0)
-            yield s.equal(name, got.reshape(1, -1), want.reshape(1, -1), scale=scale, condition=condition)
 
 
 @check("R9", "the loss of orthogonality does not depend on the conditioning")

@@ -12,7 +12,7 @@ from tenfold.testing.outcome import Measured
 from tenfold.testing.properties.points import length
 from tenfold.testing.properties.retraction import smooth
 from tenfold.testing.properties.tangents import combination, is_tangent
-from tenfold.testing.sample import Sample
+from tenfold.testing.sample import Sample, holds
 from tenfold.testing.tolerances import tolerance
 
 __all__: list[str] = []
@@ -35,13 +35,17 @@ def _step(s: Sample) -> torch.Tensor:
     return 0.3 * s.reach * s.tangent()
 
 
-@check("V1", "a transported vector is tangent at the new point")
+@check("V1", "a transported vector is tangent at the new point, and transported squares are not negative")
 def tangent(s: Sample) -> Iterator[Measured]:
     y, moved = _carry(s, _step(s), s.tangent())
+    yield holds("the shape and the type stay", moved.shape == s.x.shape and moved.dtype == s.dtype)
     yield from is_tangent(s, "transp(x, y, v) is tangent", y, moved)
     space = s.space_at(y)
     outside = space.normal(s.subject.tangent(y, moved))
     yield s.zero("its part outside of the tangent space", outside, against=space)
+    if s.subject.low_rank is not None:
+        squares = s.manifold.transp_squares(s.x, y, s.tangent().square())
+        yield s.at_most("transp_squares(x, y, s) >= 0", -squares, torch.zeros_like(squares))
 
 
 @check("V2", "the transport is linear")
@@ -52,7 +56,7 @@ def linear(s: Sample) -> Iterator[Measured]:
     yield s.equal("2 u - v / 2", s.subject.flat(together), s.subject.flat(apart), scale=1.0)
 
 
-@check("V3", "the transport from a point to itself is the identity")
+@check("V3", "the transport from a point to itself is the identity, of vectors and of squares")
 def identity(s: Sample) -> Iterator[Measured]:
     v = s.tangent()
     try:
@@ -63,6 +67,9 @@ def identity(s: Sample) -> Iterator[Measured]:
     yield s.equal(
         "transp(x, x, v)", s.subject.flat(stayed), s.subject.flat(v), scale=1.0, condition=condition
     )
+    if s.subject.low_rank is not None:
+        squares = s.manifold.transp_squares(s.x, s.x, v.square())
+        yield s.equal("transp_squares(x, x, s)", squares, v.square(), scale=1.0, condition=condition)
 
 
 @check("V4", "the transport is the projection of the tangent tensor")
@@ -101,7 +108,7 @@ def continuous(s: Sample) -> Iterator[Measured]:
     yield has_order(measure("|transp(v) - v|", 1, s.reach, errors, floor))
 
 
-@check("V7", "retr_transp is retr and transp")
+@check("V7", "retr_transp is retr and transp, and a frame that is passed changes nothing")
 def both(s: Sample) -> Iterator[Measured]:
     u, v = _step(s), s.tangent()
     y, moved = _carry(s, u, v)
@@ -112,3 +119,22 @@ def both(s: Sample) -> Iterator[Measured]:
     yield s.equal("the vector", got, want, scale=1.0, condition=condition)
     follow = s.subject.flat(s.manifold.transp_follow_retr(s.x, u, v))
     yield s.equal("transp_follow_retr", follow, want, scale=1.0, condition=condition)
+    if s.subject.low_rank is not None:
+        yield from _framed(s, u, v, y, moved)
+
+
+def _framed(
+    s: Sample, u: torch.Tensor, v: torch.Tensor, y: torch.Tensor, moved: torch.Tensor
+) -> Iterator[Measured]:
+    """The same results with what the operations at the points share."""
+    m, frame, condition = s.manifold, s.manifold.frame(s.x), s.space.condition
+    if frame is None:
+        return
+    yield s.same_points("retr(x, u, frame)", m.retr(s.x, u, frame=frame), y)
+    got = m.transp(s.x, y, v, frame=frame)
+    yield s.equal("transp(x, y, v, frame)", got, moved, scale=1.0, condition=condition)
+    point, vector = m.retr_transp(s.x, u, v, frame=frame)
+    yield s.same_points("the point of retr_transp(x, u, v, frame)", point, y)
+    yield s.equal("the vector of retr_transp(x, u, v, frame)", vector, moved, scale=1.0, condition=condition)
+    got, want = (m.transp_squares(s.x, y, v.square(), **more) for more in ({"frame": frame}, {}))
+    yield s.equal("transp_squares(x, y, s, frame)", got, want, scale=1.0, condition=condition)

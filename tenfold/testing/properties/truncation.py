@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
-from tenfold.linalg import svd
-from tenfold.manifolds import LowRankManifold, TreeManifold
+from tenfold.manifolds import LowRankManifold
 from tenfold.testing.check import check
 from tenfold.testing.outcome import Measured, NotApplicable
 from tenfold.testing.points import Spectrum, rank_one_sum, ranks_of
 from tenfold.testing.properties.points import length, on_manifold
+from tenfold.testing.properties.spectra import spectra, tails
 from tenfold.testing.properties.tangents import is_tangent
 from tenfold.testing.sample import Sample, holds
 from tenfold.testing.subject import LowRankSubject
@@ -29,31 +30,6 @@ def decaying(s: Sample) -> torch.Tensor:
     """Dense tensors of norm 1 whose singular values decay by about a half each, ``(*batch, *shape)``."""
     weights = 0.5 ** torch.arange(_TERMS, dtype=s.dtype)
     return rank_one_sum(s.manifold, weights, s.generator, s.batch)
-
-
-def spectra(manifold: LowRankManifold, tensor: torch.Tensor) -> list[torch.Tensor]:
-    """Singular values of the matricisations that the ranks belong to, by dense SVDs.
-
-    Formats that are not tensor trees are asked for those of the untruncated tensor.
-    """
-    if not isinstance(manifold, TreeManifold):
-        full, x = manifold.approximate(tensor)
-        return list(full.singular_values(x))
-    tree, lead = manifold.tree, tensor.ndim - len(manifold.shape)
-    found = []
-    for group in tree.ranks:
-        below = tree.modes_below(group[0])
-        above = [mode for mode in range(tree.order) if mode not in below]
-        rows = math.prod(manifold.shape[mode] for mode in below)
-        matrix = tensor.permute(*range(lead), *(lead + mode for mode in (*below, *above)))
-        found.append(svd(matrix.reshape(*tensor.shape[:lead], rows, -1).double())[1])
-    return found
-
-
-def tails(values: torch.Tensor) -> torch.Tensor:
-    """``tails[..., j]``: the root of the sum of squares from ``j`` on; the last one is zero."""
-    squares = values.double().square().flip(-1).cumsum(-1).flip(-1)
-    return torch.cat([squares, squares.new_zeros(*squares.shape[:-1], 1)], dim=-1).sqrt()
 
 
 def _subject(s: Sample, *, full: bool) -> LowRankSubject:
@@ -95,12 +71,39 @@ def honoured(s: Sample) -> Iterator[Measured]:
         }.items():
             error = length(subject.rows(manifold.to_dense(y)) - rows)
             yield s.at_most(f"error of {name}, tol={tol:g}", error, factor * tol * limits)
-            wanted = tuple(_needed(values, tol * (1 + 10 * s.tolerance())) for values in known)
-            # Ranks that no tensor can have are lowered; the error above is then all that is promised.
-            yield holds(
-                f"ranks {ranks_of(manifold)} of {name} for {wanted}, tol={tol:g}",
-                not _feasible(manifold, wanted) or _covers(ranks_of(manifold), wanted),
-            )
+            yield _enough(s, name, manifold, known, tol)
+    x, u, rows = _small_step(s, tensor)
+    limits, known = length(rows), spectra(s.manifold, subject.tensors(rows))
+    for tol in _TOLERANCES:
+        manifold, y = s.manifold.retr_adaptive(x, u, tol=tol)
+        error = length(subject.rows(manifold.to_dense(y)) - rows)
+        yield s.at_most(f"error of retr_adaptive, tol={tol:g}", error, factor * tol * limits)
+        yield _enough(s, "retr_adaptive", manifold, known, tol)
+
+
+def _small_step(s: Sample, tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Points near dense tensors, tangent vectors of a tenth of their length, and the sums as rows."""
+    subject = _subject(s, full=False)
+    x = s.manifold.from_dense(tensor)
+    u = 0.1 * s.tangent(x)
+    return x, u, subject.dense(x) + subject.tangent(x, u)
+
+
+def _enough(
+    s: Sample, name: str, manifold: LowRankManifold, known: list[torch.Tensor], tol: float
+) -> Measured:
+    """The ranks cover those that the tolerance needs, if a tensor can have them.
+
+    Ranks that no tensor can have are lowered; the bound on the error is then all that is promised.
+    """
+    wanted, found = tuple(_needed(values, tol + _slack(s)) for values in known), ranks_of(manifold)
+    enough = not _feasible(manifold, wanted) or _covers(found, wanted)
+    return holds(f"ranks {found} of {name} for {wanted}, tol={tol:g}", enough)
+
+
+def _slack(s: Sample) -> float:
+    """A tail within rounding of the tolerance may fall on either side of it."""
+    return 10 * s.tolerance()
 
 
 def _needed(values: torch.Tensor, tol: float) -> int:
@@ -111,14 +114,18 @@ def _needed(values: torch.Tensor, tol: float) -> int:
 
 @check("Q3", "truncation does not keep more ranks than the tolerance asks for")
 def not_over_ranked(s: Sample) -> Iterator[Measured]:
-    _subject(s, full=False)
+    subject = _subject(s, full=False)
     tensor = decaying(s)
+    x, u, rows = _small_step(s, tensor)
+    moved = spectra(s.manifold, subject.tensors(rows))
     for tol in _TOLERANCES:
-        manifold, _ = s.manifold.approximate(tensor, tol=tol)
-        for values, rank in zip(spectra(s.manifold, tensor), ranks_of(manifold), strict=True):
-            # A tail within rounding of the tolerance may fall on either side of it.
-            needed = _needed(values, tol * (1 - 10 * s.tolerance()))
-            yield holds(f"rank {rank} of needed {needed}, tol={tol:g}", rank <= needed)
+        for name, (manifold, _), known in (
+            ("approximate", s.manifold.approximate(tensor, tol=tol), spectra(s.manifold, tensor)),
+            ("retr_adaptive", s.manifold.retr_adaptive(x, u, tol=tol), moved),
+        ):
+            needed = tuple(_needed(values, tol - _slack(s)) for values in known)
+            found = ranks_of(manifold)
+            yield holds(f"ranks {found} of {name} for {needed}, tol={tol:g}", _covers(needed, found))
 
 
 @check("Q4", "a tensor of lower rank is found exactly")
@@ -165,15 +172,27 @@ def idempotent_monotone(s: Sample) -> Iterator[Measured]:
 @check("Q6", "ranks stay within their limits")
 def limits(s: Sample) -> Iterator[Measured]:
     subject = _subject(s, full=True)
-    full = subject.low_rank
-    x = full.from_dense(decaying(s))
+    full, tensor = subject.low_rank, decaying(s)
+    x = full.from_dense(tensor)
+    u = 0.1 * Sample(subject, s.batch, s.dtype, s.seed).tangent(x)
     lowest = tuple(min(2, rank) for rank in ranks_of(full))
-    kept, y = full.truncate(x, tol=0.99, min_rank=lowest)
+    # Every second rank is limited to 1, then every other one: limits of their own for each.
+    uneven = (tuple(1 + k % 2 for k in range(len(lowest))), tuple(2 - k % 2 for k in range(len(lowest))))
     feasible = _feasible(s.manifold, lowest)
-    yield holds(f"ranks {ranks_of(kept)}, min_rank={lowest}", not feasible or _covers(ranks_of(kept), lowest))
-    yield on_manifold(Sample(LowRankSubject(kept), s.batch, s.dtype), "the point is valid", y)
-    cut, _ = full.truncate(x, tol=0.0, max_rank=2)
-    yield holds(f"ranks {ranks_of(cut)}, max_rank=2", _covers((2,) * len(lowest), ranks_of(cut)))
+    operations: dict[str, Callable[..., tuple[LowRankManifold, torch.Tensor]]] = {
+        "truncate": partial(full.truncate, x),
+        "approximate": partial(s.manifold.approximate, tensor),
+        "retr_adaptive": partial(full.retr_adaptive, x, u),
+    }
+    for name, operation in operations.items():
+        kept, y = operation(tol=0.99, min_rank=lowest)
+        found = ranks_of(kept)
+        yield holds(f"ranks {found} of {name}, min_rank={lowest}", not feasible or _covers(found, lowest))
+        yield on_manifold(Sample(LowRankSubject(kept), s.batch, s.dtype), f"{name}: the point is valid", y)
+        for limit in (2, *uneven):
+            found = ranks_of(operation(tol=0.0, max_rank=limit)[0])
+            bounds = (limit,) * len(lowest) if isinstance(limit, int) else limit
+            yield holds(f"ranks {found} of {name}, max_rank={limit}", _covers(bounds, found))
     none, z = full.truncate(torch.zeros_like(x), tol=0.1)
     yield holds(f"ranks {ranks_of(none)} of the zero tensor", _covers(ranks_of(none), (1,) * len(lowest)))
     yield s.zero("the zero tensor stays zero", subject.rows(none.to_dense(z)))
@@ -229,6 +248,9 @@ def change_of_rank(s: Sample) -> Iterator[Measured]:
             error = length(other.dense(y) - dense)
             yield s.at_most("the tensor after truncation", error, factor * tol * length(dense))
         carried = s.manifold.transp(s.x, y, v, target=manifold)
+        squares = s.manifold.transp_squares(s.x, y, v.square(), target=manifold)
+        yield holds(f"{name}: the carried squares fit the new rank", squares.shape == y.shape)
+        yield s.at_most(f"{name}: the carried squares are not negative", -squares, torch.zeros_like(squares))
         yield from is_tangent(sample, f"{name}: the carried vector is tangent", y, carried)
         space = sample.space_at(y)
         condition = space.condition * s.space.condition
