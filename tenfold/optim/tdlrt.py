@@ -53,7 +53,8 @@ class TDLRT(CoreIntegration, RiemannianSGD):
     core_steps : int
         Steps in augmented bases before the truncation, from 1 to ``rank_adaptation.every``. Until
         then the parameters have up to twice their ranks, so let ``rank_adaptation.stop`` come at least
-        ``every`` steps before the end.
+        ``every`` steps before the end. Above 1 it needs a policy without hysteresis, which would compare
+        with these ranks.
 
     Raises
     ------

@@ -155,10 +155,9 @@ def test_accuracies_at_equal_compression(accuracies, size, sides):
 
 def test_accuracies_on_cifar10():
     """Budgets that fall and budgets from the start, beside loose factors and the dense network."""
-    percent = {
-        setting.label: f"{100 * setting.mean('test_accuracy'):.2f} %"
-        for setting in settings(read_results(CIFAR))
-    }
+    found = settings(read_results(CIFAR))
+    percent = {s.label: f"{100 * s.mean('test_accuracy'):.2f} %" for s in found}
+    spread = {s.label: f"{100 * s.deviation('test_accuracy'):.2f}" for s in found if len(s.results) == 3}
     falling = "from compression 0.5"
     vgg = "| light VGG on CIFAR-10, 10 epochs, at 90 % compression"
 
@@ -183,6 +182,11 @@ def test_accuracies_on_cifar10():
     for name in ("RiemannianSGD", "RiemannianAdamW", "TDLRT, every 10 steps"):
         assert f" {percent[name]}" in against_muon
     assert f"| loose Tucker, Muon {percent['loose Tucker factors, Muon']} |" in against_muon
+    tie, spreads = line(f"{vgg}, 3 seeds |"), line(f"{vgg.partition(', at')[0]}, standard deviation")
+    assert f": {frequent} | loose Tucker, Muon {percent['loose Tucker factors, Muon']} |" in tie
+    assert f": {spread[f'TDLRT, {falling}']} points | loose Tucker" in spreads
+    others = ("loose Tucker factors, AdamW", "loose Tucker factors, Muon", "loose CP factors, AdamW")
+    assert "AdamW {}, Muon {}, loose CP, AdamW {} |".format(*(spread[name] for name in others)) in spreads
 
 
 def test_accuracies_of_the_reduced_protocol():
@@ -196,7 +200,7 @@ def test_accuracies_of_the_reduced_protocol():
         percent[c["model"]][c["method"], c["optimizer"], c["tau"]] = f"{accuracy} %"
     page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
     for names, of_model in cells.items():
-        line = [*names, *(of_model.get(model, "–") for model in ("vgg16", "resnet18"))]
+        line = [*names, *(of_model.get(model, "–") for model in ("vgg16", "resnet18", "alexnet"))]
         assert f"| {' | '.join(line)} |" in page
     both = "VGG16 and ResNet18 on CIFAR-10"
     for column, side in ((1, ("tucker", "adamw", None)), (2, ("loose-tucker", "sgd", None))):
@@ -213,6 +217,9 @@ def test_accuracies_of_the_reduced_protocol():
     assert f"0.07: {percent['vgg16']['tucker', 'tdlrt', 0.07]}" in row(by_tolerance)
     for optimizer in ("sgd", "muon"):
         assert percent["vgg16"]["loose-tucker", optimizer, None] in row(by_tolerance, 2)
+    by_tolerance = "ResNet18 on CIFAR-10, 2 epochs, by"
+    assert f"0.07: {percent['resnet18']['tucker', 'tdlrt', 0.07]}" in row(by_tolerance)
+    assert f"SGD {percent['resnet18']['loose-tucker', 'sgd', None]}" in row(by_tolerance, 2)
 
 
 def test_table_of_starts():
