@@ -213,6 +213,14 @@ def test_accuracies_of_the_reduced_protocol():
         beside_dense = f"{name} on CIFAR-10, 2 epochs, at"
         assert f": {percent[model]['tucker', 'adamw', None]}" in row(beside_dense)
         assert percent[model]["dense", "sgd", None] in row(beside_dense, 2)
+    alexnet = "AlexNet on CIFAR-10, 2 epochs, at"
+    assert f"falls: {percent['alexnet']['tucker', 'adamw', None]}" in row(alexnet)
+    for name, optimizer in (("SGD", "sgd"), ("AdamW", "adamw"), ("Muon", "muon")):
+        assert f"{name} {percent['alexnet']['loose-tucker', optimizer, None]}" in row(alexnet, 2)
+    against_muon = "ResNet18 on CIFAR-10, 2 epochs, against Muon"
+    assert f"falls: {percent['resnet18']['tucker', 'adamw', None]}," in row(against_muon)
+    assert f"0.07: {percent['resnet18']['tucker', 'tdlrt', 0.07]}" in row(against_muon)
+    assert f"Muon {percent['resnet18']['loose-tucker', 'muon', None]}" in row(against_muon, 2)
     by_tolerance = "VGG16 on CIFAR-10, 2 epochs, by"
     assert f"0.07: {percent['vgg16']['tucker', 'tdlrt', 0.07]}" in row(by_tolerance)
     for optimizer in ("sgd", "muon"):
