@@ -71,14 +71,14 @@ def honoured(s: Sample) -> Iterator[Measured]:
         }.items():
             error = length(subject.rows(manifold.to_dense(y)) - rows)
             yield s.at_most(f"error of {name}, tol={tol:g}", error, factor * tol * limits)
-            yield _enough(s, name, manifold, known, tol)
+            yield _enough(name, manifold, known, tol, tol * _slack(s))
     x, u, rows = _small_step(s, tensor)
     limits, known = length(rows), spectra(s.manifold, subject.tensors(rows))
     for tol in _TOLERANCES:
         manifold, y = s.manifold.retr_adaptive(x, u, tol=tol)
         error = length(subject.rows(manifold.to_dense(y)) - rows)
         yield s.at_most(f"error of retr_adaptive, tol={tol:g}", error, factor * tol * limits)
-        yield _enough(s, "retr_adaptive", manifold, known, tol)
+        yield _enough("retr_adaptive", manifold, known, tol, _slack(s))
 
 
 def _small_step(s: Sample, tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -90,19 +90,22 @@ def _small_step(s: Sample, tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Te
 
 
 def _enough(
-    s: Sample, name: str, manifold: LowRankManifold, known: list[torch.Tensor], tol: float
+    name: str, manifold: LowRankManifold, known: list[torch.Tensor], tol: float, slack: float
 ) -> Measured:
     """The ranks cover those that the tolerance needs, if a tensor can have them.
 
     Ranks that no tensor can have are lowered; the bound on the error is then all that is promised.
     """
-    wanted, found = tuple(_needed(values, tol + _slack(s)) for values in known), ranks_of(manifold)
+    wanted, found = tuple(_needed(values, tol + slack) for values in known), ranks_of(manifold)
     enough = not _feasible(manifold, wanted) or _covers(found, wanted)
     return holds(f"ranks {found} of {name} for {wanted}, tol={tol:g}", enough)
 
 
 def _slack(s: Sample) -> float:
-    """A tail within rounding of the tolerance may fall on either side of it."""
+    """A tail within rounding of the tolerance may fall on either side of it.
+
+    Relative to the tolerance for a dense tensor; the sum of a point and a step has errors of its own.
+    """
     return 10 * s.tolerance()
 
 
@@ -119,11 +122,12 @@ def not_over_ranked(s: Sample) -> Iterator[Measured]:
     x, u, rows = _small_step(s, tensor)
     moved = spectra(s.manifold, subject.tensors(rows))
     for tol in _TOLERANCES:
-        for name, (manifold, _), known in (
-            ("approximate", s.manifold.approximate(tensor, tol=tol), spectra(s.manifold, tensor)),
-            ("retr_adaptive", s.manifold.retr_adaptive(x, u, tol=tol), moved),
+        dense = spectra(s.manifold, tensor)
+        for name, (manifold, _), known, slack in (
+            ("approximate", s.manifold.approximate(tensor, tol=tol), dense, tol * _slack(s)),
+            ("retr_adaptive", s.manifold.retr_adaptive(x, u, tol=tol), moved, _slack(s)),
         ):
-            needed = tuple(_needed(values, tol - _slack(s)) for values in known)
+            needed = tuple(_needed(values, tol - slack) for values in known)
             found = ranks_of(manifold)
             yield holds(f"ranks {found} of {name} for {needed}, tol={tol:g}", _covers(needed, found))
 
