@@ -14,7 +14,7 @@ from tenfold.distributed import DistributedDataParallel, ManifoldReducer, indepe
 from tenfold.manifolds import move_, rank_tuple
 from tenfold.nn import Linear
 from tenfold.optim import RiemannianSGD, clip_riemannian_norm_
-from tests.distributed.trainings import TIDES, batch, dense, mine, network, ranks, train
+from tests.distributed.trainings import TIDES, batch, dense, mine, network, played, ranks, train
 
 
 def message(action) -> str:
@@ -210,11 +210,7 @@ SCENES = {
 
 
 def play():
-    played = {}
-    for name, scene in SCENES.items():
-        played[name] = scene()
-        dist.barrier()
-    return played
+    return played(SCENES)
 
 
 def one_dies():

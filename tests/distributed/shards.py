@@ -20,7 +20,7 @@ from tenfold.distributed.sharded import is_sharded, whole
 from tenfold.nn import Linear
 from tenfold.optim import RiemannianAdamW, RiemannianSGD, clip_riemannian_norm_
 from tests.distributed.scenes import message
-from tests.distributed.trainings import BATCH, TIDES, batch, dense, mine, network, ranks
+from tests.distributed.trainings import BATCH, TIDES, batch, dense, mine, network, played, ranks
 
 STEPS = 12
 SWITCHES = {
@@ -176,11 +176,7 @@ SCENES = {
 
 
 def play():
-    played = {}
-    for name, scene in SCENES.items():
-        played[name] = scene()
-        dist.barrier()
-    return played
+    return played(SCENES)
 
 
 def train_and_save(folder):

@@ -167,3 +167,12 @@ def train(kind: str, *, accumulate: int = 1, no_sync: bool = False, steps: int =
 
 def train_all(kinds):
     return {kind: train(kind) for kind in kinds}
+
+
+def played(scenes):
+    """What each scene returns, one after the other in step with all processes."""
+    answers = {}
+    for name, scene in scenes.items():
+        answers[name] = scene()
+        dist.barrier()
+    return answers

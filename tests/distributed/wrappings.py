@@ -16,7 +16,7 @@ from tenfold.distributed import DistributedDataParallel, ManifoldReducer, fully_
 from tenfold.manifolds import move_
 from tenfold.nn import Linear
 from tests.distributed.scenes import message
-from tests.distributed.trainings import mine
+from tests.distributed.trainings import mine, played
 
 RANKS = (2, 3, 1)
 
@@ -156,8 +156,4 @@ SCENES = {
 
 
 def play():
-    played = {}
-    for name, scene in SCENES.items():
-        played[name] = scene()
-        dist.barrier()
-    return played
+    return played(SCENES)
