@@ -12,6 +12,7 @@ from torch import nn
 import tenfold
 from tenfold.experiments.models import build, dense_by_default
 from tenfold.nn import Conv1d, Conv2d, Conv3d, ConvTranspose2d, fuse_normalization, recompute_activations
+from tenfold.nn.normalization import _Variance
 
 LAYERS = {
     "conv1d": (Conv1d, nn.BatchNorm1d, {}, (4, 6, 9)),
@@ -495,3 +496,8 @@ def test_a_sequential_that_a_network_takes_apart_is_left_alone(way):
     assert fuse_normalization(fused) == 1  # the block has a forward of its own
     x = torch.randn(2, 8, 5, 5, dtype=torch.float64)
     torch.testing.assert_close(fused(x), model(x))
+
+
+def test_variances_below_zero_by_rounding_are_zero():
+    covariance = -1e-12 * torch.eye(3, dtype=torch.float64)
+    assert torch.equal(_Variance.apply(torch.ones(2, 3), covariance), torch.zeros(2))
