@@ -93,6 +93,8 @@ class LowRankManifold(RankAdaptiveManifold):
         ------
         ValueError
             If the last number is not ``size``.
+        TypeError
+            If the type is not a real floating one.
         """
 
     def origin(
@@ -144,10 +146,10 @@ class LowRankManifold(RankAdaptiveManifold):
     def frame(self, x: torch.Tensor) -> Any:
         """What the operations at ``x`` share, to be passed to them as ``frame``; opaque.
 
-        Computing it once per step instead of once per operation saves time only. None, where there is
-        nothing to share, is not passed on; a format with a frame takes it in :meth:`egrad2rgrad`,
-        :meth:`retr`, :meth:`retr_transp`, :meth:`transp`, :meth:`transp_squares`, :meth:`truncation` and
-        :meth:`undamped`.
+        Computing it once per step instead of once per operation saves time only. Every format takes it in
+        :meth:`egrad2rgrad` and :meth:`retr`; None, where there is nothing to share, is not passed on to the
+        others. A format with a frame takes it in :meth:`retr_transp`, :meth:`transp`,
+        :meth:`transp_squares`, :meth:`truncation` and :meth:`undamped`, too.
         """
         return None
 
@@ -187,9 +189,9 @@ class LowRankManifold(RankAdaptiveManifold):
         Raises
         ------
         ValueError
-            If the format has no damped geometry.
+            If the format has no damped geometry, or the damping is negative.
         """
-        raise ValueError(f"{self} has no damped geometry")
+        raise ValueError(f"{self} has no damped geometry: its steps need damping=None")
 
     def ungauged_gradient(self, x: torch.Tensor, u: torch.Tensor, frame: Any) -> torch.Tensor:
         """Coordinates in a damped frame whose projection by :meth:`proju` is the gradient.

@@ -169,7 +169,7 @@ def _contract(flat: torch.Tensor, below: torch.Tensor, join: _Join) -> torch.Ten
     """Rows ``(u, r, k)`` and rows ``(w, r)`` of a child: the products of the pairs that occur, ``(p, k)``."""
     count, rank, rest = flat.shape
     if count * join.width * rest <= len(join.pairs) * rank * (1 + rest):
-        every = torch.tensordot(flat, below, dims=([1], [1])).movedim(2, 1)  # (u, w, k)
+        every = (flat.mT.reshape(-1, rank) @ below.mT).reshape(count, rest, len(below)).mT  # (u, w, k)
         return _select(every.reshape(-1, rest), join.pairs)
     so_far = flat.index_select(0, join.pairs // join.width)
     there = below.index_select(0, join.pairs % join.width)

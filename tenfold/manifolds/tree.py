@@ -51,8 +51,14 @@ class TensorTree:
         Number of the root.
     ranks : sequence of tuple of int or None
         The ranks of the format: groups of edges that share a rank, an edge being named by its
-        lower node. None means one rank per edge. (The two edges at a root without other axes
-        belong to the same matricisation; a format may give them one rank.)
+        lower node. None means one rank per edge. Edges may share a rank if they belong to the same
+        matricisation, as the two edges at a root without other axes do.
+
+    Raises
+    ------
+    ValueError
+        If a mode or a node is missing or occurs twice, a node has no axes, or edges that share a rank belong
+        to different matricisations.
     """
 
     def __init__(self, nodes: Sequence[Node], root: int, ranks: Sequence[tuple[int, ...]] | None = None):
@@ -61,6 +67,8 @@ class TensorTree:
         self.order = sum(len(node.modes) for node in self.nodes)
         if sorted(m for node in self.nodes for m in node.modes) != list(range(self.order)):
             raise ValueError(f"the modes of a tensor tree must be 0, 1, ... once each, got {self.nodes}")
+        if not all(node.legs for node in self.nodes):
+            raise ValueError(f"every node of a tensor tree needs children or modes, got {self.nodes}")
         self.parent = {child: v for v, node in enumerate(self.nodes) for child in node.children}
         self.topdown = tuple(self._descend(root))
         if sorted(self.topdown) != list(range(len(self.nodes))):
@@ -70,6 +78,9 @@ class TensorTree:
         self.ranks = tuple((v,) for v in edges) if ranks is None else tuple(ranks)
         if sorted(v for group in self.ranks for v in group) != edges:
             raise ValueError(f"the rank groups {self.ranks} must hold each edge of {edges} once")
+        for group in self.ranks:
+            if len({self._split(v) for v in group}) != 1:
+                raise ValueError(f"the edges {group} cannot share a rank: they split the modes differently")
         self.depth = max((self._depth(v) for v in edges), default=0)
 
     def _descend(self, v: int) -> Iterator[int]:
@@ -79,6 +90,11 @@ class TensorTree:
 
     def _depth(self, v: int) -> int:
         return 0 if v == self.root else 1 + self._depth(self.parent[v])
+
+    def _split(self, v: int) -> frozenset[frozenset[int]]:
+        """The two parts of the modes that edge ``v`` separates."""
+        below = frozenset(self.modes_below(v))
+        return frozenset((below, frozenset(range(self.order)) - below))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, TensorTree) and self._key() == other._key()

@@ -30,6 +30,8 @@ class TreeFormat(LowRankManifold):
         self.shape = _positive(shape, "shape")
         if len(self.shape) != tree.order:
             raise ValueError(f"{self.name} with {tree.order} modes got the shape {self.shape}")
+        if not isinstance(rank, int | Sequence):
+            raise TypeError(f"rank must be an integer or a sequence of integers, got {rank!r}")
         self._ranks = _positive(self._complete(rank), "rank")
         if len(self._ranks) != len(tree.ranks):
             raise ValueError(
@@ -61,7 +63,8 @@ class TreeFormat(LowRankManifold):
         return self.size - sum(rank**2 for rank in by_edge.values())
 
     def _key(self) -> tuple[Any, ...]:
-        return type(self), self.tree, self.shape, self._ranks
+        # At one rank augmented bases may have other sizes.
+        return type(self), self.tree, self.shape, self._ranks, self.factor_shapes
 
     def _complete(self, rank: int | Sequence[int]) -> Sequence[int]:
         """One rank for each of ``tree.ranks`` from what the format accepts; called with the shape set."""
@@ -84,7 +87,9 @@ class TreeFormat(LowRankManifold):
     ) -> tuple[bool, str | None]:
         if not torch.isfinite(x).all():
             return False, "the point holds NaN or infinity"
-        for v, node in self._bases(x):
+        if not x.numel():
+            return True, None
+        for v, node in self._bases(x.detach()):
             basis = calculus.matrix(self.tree, v, node)
             eye = torch.eye(basis.shape[-1], dtype=basis.dtype, device=basis.device)
             defect = (basis.mT @ basis - eye).abs().amax().item()
@@ -115,6 +120,8 @@ class TreeFormat(LowRankManifold):
         self._assert_check_shape(wanted, "the size")
         factors = []
         dtype = torch.get_default_dtype() if dtype is None else dtype
+        if not dtype.is_floating_point:
+            raise TypeError(f"points of {self} are real and floating, got dtype={dtype}")
         # Half precision has no QR: such a point is the rounded one of float32.
         working = dtype if dtype in LINALG_DTYPES else torch.float32
         for v, shape in enumerate(self.factor_shapes):

@@ -137,8 +137,10 @@ class TreeManifold(TreeFormat):
     ) -> tuple[bool, str | None]:
         if not torch.isfinite(u).all():
             return False, "the vector holds NaN or infinity"
-        blocks = self.unpack_tensor(u)
-        for v, node in self._bases(x):
+        if not (x.numel() and u.numel()):
+            return True, None
+        blocks = self.unpack_tensor(u.detach())
+        for v, node in self._bases(x.detach()):
             block = calculus.matrix(self.tree, v, blocks[v])
             defect = (calculus.matrix(self.tree, v, node).mT @ block).abs().amax().item()
             if defect > atol + rtol * block.abs().amax().item():
@@ -154,7 +156,7 @@ class TreeManifold(TreeFormat):
             (math.prod(sizes[:k]) for k in range(len(sizes))),
             key=lambda m: max(m, math.prod(sizes) / m),
         )
-        blocks[self.tree.root] = core.reshape(*u.shape[:lead], rows, -1)
+        blocks[self.tree.root] = core.reshape(*u.shape[:lead], rows, math.prod(sizes) // rows)
         return tuple(blocks)
 
     def frame(self, x: torch.Tensor) -> Frame:
@@ -166,7 +168,9 @@ class TreeManifold(TreeFormat):
         return Frame(*({v: t.to(x.dtype) for v, t in part.items()} for part in (exact.env, exact.upper)))
 
     def gradient_conditioning(self, frame: Frame | DampedFrame) -> torch.Tensor | None:
-        if self.is_lifted or isinstance(frame, DampedFrame) or not frame.upper:
+        if self.is_lifted or isinstance(frame, DampedFrame):
+            return None
+        if not any(r.numel() for r in frame.upper.values()):
             return None
         # The diagonal of a triangular factor bounds its smallest singular value from above.
         ratios = []
@@ -176,6 +180,8 @@ class TreeManifold(TreeFormat):
         return torch.stack([ratio.amin() for ratio in ratios]).amin()
 
     def damped_frame(self, x: torch.Tensor, damping: float, *, frame: Frame | None = None) -> DampedFrame:
+        if not damping >= 0.0:
+            raise ValueError(f"damping must not be negative, got {damping}")
         return tree_damped.frame_of(self.tree, self.unpack_tensor(x.detach()), damping, frame)
 
     def undamped(
@@ -226,6 +232,7 @@ class TreeManifold(TreeFormat):
         torch.Tensor
             Tangent vector in isometric coordinates, shape ``(*batch, size)``.
         """
+        x = x.detach()
         if self.is_lifted:
             return self._from_isometric(x, u, frame)
         if isinstance(frame, DampedFrame):
@@ -259,10 +266,10 @@ class TreeManifold(TreeFormat):
             u = self.pack_point(
                 *tree_damped.coordinates(self.tree, self.unpack_tensor(u), frame, self.frame(x))
             )
-        return self.proju(x, u)
+        return self.proju(x.detach(), u)
 
     def tangent_to_dense(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-        x, u = self._joint(x, u)
+        x, u = self._joint(x.detach(), u)
         # A tangent vector may carry gradients where a point of a lifted manifold may not.
         blocks = super().unpack_tensor(u)
         return calculus.dense_tangent(self.tree, self.unpack_tensor(x), blocks, self.frame(x), self.shape)
@@ -281,6 +288,8 @@ class TreeManifold(TreeFormat):
         the tensor stays, but the directions that belong to them are arbitrary, and so are the coordinates:
         state that is kept in coordinates has to be transported even if the step was zero.
 
+        Bases have no derivative where singular values meet, so the result carries no graph.
+
         Parameters
         ----------
         x, u : torch.Tensor
@@ -293,7 +302,7 @@ class TreeManifold(TreeFormat):
         torch.Tensor
             Shape ``(*batch, size)``.
         """
-        x, u = torch.broadcast_tensors(x, u)
+        x, u = torch.broadcast_tensors(x.detach(), u.detach())
         nodes, tangent = self.unpack_tensor(x), self.unpack_tensor(u)
         options = () if self._retraction is None else (self._retraction,)
         if isinstance(frame, DampedFrame):
@@ -313,7 +322,7 @@ class TreeManifold(TreeFormat):
         frame: Frame | None = None,
     ) -> torch.Tensor:
         goal = self._goal(target)
-        x, y, v = self._joint(x, y, v)
+        x, y, v = self._joint(x.detach(), y.detach(), v)
         blocks = tree_transport.transport(
             self.tree,
             self.unpack_tensor(x),
@@ -334,7 +343,7 @@ class TreeManifold(TreeFormat):
         frame: Frame | None = None,
     ) -> torch.Tensor:
         goal = self._goal(target)
-        x, y, s = self._joint(x, y, s)
+        x, y, s = self._joint(x.detach(), y.detach(), s)
         blocks = tree_transport.transport_squares(
             self.tree,
             self.unpack_tensor(x),
@@ -386,7 +395,8 @@ class TreeManifold(TreeFormat):
         Parameters
         ----------
         *parts : tuple
-            Weight, manifold and point of each; the manifolds have this format and shape, at any ranks.
+            Weight, manifold and point of each, at least one; the manifolds have this format and shape, at any
+            ranks, and the batches of the points broadcast.
 
         Returns
         -------
@@ -396,8 +406,10 @@ class TreeManifold(TreeFormat):
         Raises
         ------
         ValueError
-            If a manifold has another format or shape.
+            If there are no parts, or a manifold has another format or shape.
         """
+        if not parts:
+            raise ValueError(f"a weighted sum on {self} needs at least one part")
         nodes = [(scale, self._goal(other).unpack_tensor(x.detach())) for scale, other, x in parts]
         return TreeTruncation.of_nodes(self, weighted_sum(self.tree, nodes))
 
@@ -484,5 +496,5 @@ class TreeManifold(TreeFormat):
         torch.Tensor
             Shape ``(*batch, *core of y)``.
         """
-        old, new = self.unpack_tensor(x), self._goal(target).unpack_tensor(y)
+        old, new = self.unpack_tensor(x.detach()), self._goal(target).unpack_tensor(y.detach())
         return tree_transport.carry_core(self.tree, old, new, core)

@@ -20,17 +20,19 @@ def weighted_sum(tree: TensorTree, parts: Sequence[tuple[float, Nodes]]) -> list
     """
     out = []
     for v in range(len(tree.nodes)):
-        blocks = [scale * nodes[v] if v == tree.root else nodes[v] for scale, nodes in parts]
         order = order_of(tree, v)
+        blocks = [scale * nodes[v] if v == tree.root else nodes[v] for scale, nodes in parts]
+        batch = torch.broadcast_shapes(*(block.shape[: block.ndim - order] for block in blocks))
+        blocks = [block.expand(*batch, *block.shape[block.ndim - order :]) for block in blocks]
         edges = [*range(len(tree.nodes[v].children)), *([] if v == tree.root else [order - 1])]
-        lead = blocks[0].ndim - order
+        lead = len(batch)
         sizes = [
             sum(block.shape[lead + axis] for block in blocks)
             if axis in edges
             else blocks[0].shape[lead + axis]
             for axis in range(order)
         ]
-        wide, start = blocks[0].new_zeros(*blocks[0].shape[:lead], *sizes), [0] * order
+        wide, start = blocks[0].new_zeros(*batch, *sizes), [0] * order
         for block in blocks:
             index = [slice(None)] * lead
             for axis, size in enumerate(block.shape[lead:]):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tenfold.linalg import rounding_floor
+from tenfold.linalg import NonFiniteError, rounding_floor
 
 if TYPE_CHECKING:
     from tenfold.manifolds.base import LowRankManifold
@@ -68,7 +68,8 @@ def ranks_by_tolerance(
     Returns
     -------
     tuple of int
-        One rank per spectrum, each at least 1. One synchronisation with the host in all.
+        One rank per spectrum, each at least 1; those of an empty batch are the smallest that are allowed.
+        One synchronisation with the host in all.
 
     Raises
     ------
@@ -77,6 +78,8 @@ def ranks_by_tolerance(
         minimum exceeds the maximum.
     TypeError
         If a limit is neither an integer nor a sequence.
+    NonFiniteError
+        If a spectrum holds NaN or infinity (a ValueError, too).
 
     References
     ----------
@@ -94,6 +97,8 @@ def ranks_by_tolerance(
     counts = torch.stack([_count(values, tol) for values in singular_values]).tolist()
     ranks = []
     for count, values, low, high in zip(counts, singular_values, lowest, highest, strict=True):
+        if count < 0:
+            raise NonFiniteError("ranks cannot be chosen from singular values that are NaN or infinite")
         available = values.shape[-1]
         rank = max(int(count), low or 1)
         ranks.append(min(rank, available if high is None else min(high, available)))
@@ -101,12 +106,14 @@ def ranks_by_tolerance(
 
 
 def _count(values: torch.Tensor, tol: float) -> torch.Tensor:
-    """Number of singular values to keep, the maximum over the batch; a zero-dimensional tensor."""
+    """Number of singular values to keep, the maximum over the batch, or -1; a zero-dimensional tensor."""
     scale = values[..., :1]
     scaled = values / torch.where(scale > 0, scale, torch.ones_like(scale))
     tails = scaled.square().flip(-1).cumsum(-1).flip(-1).sqrt()
     threshold = max(tol, rounding_floor(values.dtype, values.shape[-1])) * tails[..., :1]
-    return (tails > threshold).sum(-1).amax()
+    counts = (tails > threshold).sum(-1)
+    largest = counts.amax() if counts.numel() else counts.sum()
+    return torch.where(tails.isnan().any(), -1, largest)
 
 
 def _bounds(bound: RankBound, count: int, name: str, default: int | None) -> list[int | None]:

@@ -87,7 +87,16 @@ class LowRankManifoldTestCase:
         return manifold.to_dense(x)
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """One test per check."""
+        """One test per check.
+
+        Raises
+        ------
+        ValueError
+            If ``checks`` or ``exempt`` names a check that there is not.
+        """
+        unknown = [id for id in (*self.checks, *self.exempt) if id not in CHECKS]
+        if unknown:
+            raise ValueError(f"unknown checks {unknown}; there are {list(CHECKS)}")
         if "id" in metafunc.fixturenames:
             metafunc.parametrize("id", [id for id in CHECKS if id in self.checks])
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import geoopt
 import torch
 
+from tenfold.linalg import LINALG_DTYPES
 from tenfold.testing.kinds import subject_of
 from tenfold.testing.outcome import CheckResult, Measured, NotApplicable, Status
 from tenfold.testing.points import Spectrum
@@ -81,6 +83,13 @@ class Check:
         TypeError, ValueError
             If an argument makes no sense; what the manifold raises is a failed check.
         """
+        if dtype not in LINALG_DTYPES:
+            raise TypeError(f"dtype must be float32 or float64, got {dtype}")
+        if not 1.0 <= condition < math.inf:
+            raise ValueError(f"condition must be a finite number of at least 1, got {condition}")
+        if 0 in batch:
+            raise ValueError(f"an empty batch has nothing to measure, got batch={tuple(batch)}")
+        spectrum = Spectrum(spectrum)
         subject = subject_of(manifold, shape=shape, embed=embed, order=order).at(dtype)
         return self.on(Sample(subject, tuple(batch), dtype, seed, condition, spectrum))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 from typing import Any
 
@@ -61,7 +62,15 @@ def point_with(
     -------
     torch.Tensor
         Shape ``(*batch, manifold.size)``.
+
+    Raises
+    ------
+    ValueError
+        If the condition number is below 1 or not finite, or the distribution is not known.
     """
+    if not 1.0 <= condition < math.inf:
+        raise ValueError(f"condition must be a finite number of at least 1, got {condition}")
+    spectrum = Spectrum(spectrum)
     if isinstance(manifold, TreeManifold):
         x = manifold.random(*batch, manifold.size, dtype=dtype, generator=generator)
         root = manifold.tree.root

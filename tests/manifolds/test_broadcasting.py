@@ -97,3 +97,17 @@ def test_batches_broadcast_as_in_a_loop(manifold, name):
         loop = torch.stack([operation(*items) for items in zip(*single, strict=True)])
         assert together.shape == (*batch, *loop.shape[1:]), batches
         torch.testing.assert_close(together, loop.reshape(together.shape), msg=f"{name} of batches {batches}")
+
+
+@pytest.mark.parametrize("manifold", MANIFOLDS, ids=str)
+def test_sums_of_batches_broadcast(manifold):
+    other = manifold.with_rank((1,) * len(manifold.tree.ranks))
+    for first, second in itertools.product(BATCHES, repeat=2):
+        x, y = drawn(manifold, POINT, first, 0), drawn(other, POINT, second, 1)
+        truncation = manifold.weighted_sum((0.5, manifold, x), (-2.0, other, y))
+        total, z = truncation.to([values.shape[-1] for values in truncation.singular_values])
+        want = 0.5 * manifold.to_dense(x) - 2.0 * other.to_dense(y)
+        assert z.shape == (*torch.broadcast_shapes(first, second), total.size)
+        torch.testing.assert_close(total.to_dense(z), want)
+    with pytest.raises(ValueError, match="at least one part"):
+        manifold.weighted_sum()

@@ -78,3 +78,10 @@ def test_steps_up_to_the_size_of_the_tensor_keep_the_factors_orthonormal(length)
 def test_long_steps_keep_the_factors_orthonormal(length):
     manifold, y = rank_one_step(length)
     assert manifold.check_point_on_manifold(y, atol=5e-6, rtol=0.0)
+
+
+@pytest.mark.parametrize("damping", [-0.1, float("nan")])
+def test_damping_below_zero_is_refused(damping):
+    manifold = MANIFOLDS[0]
+    with pytest.raises(ValueError, match="damping must not be negative"):
+        manifold.damped_frame(manifold.random(), damping)

@@ -27,6 +27,17 @@ def test_entries_and_gradient_are_those_of_the_dense_tensor(manifold, count):
     torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("manifold", MANIFOLDS, ids=str)
+def test_entries_under_autocast(manifold):
+    x = manifold.random(generator=generator(1)).requires_grad_()
+    index = positions(manifold.shape, 400)
+    with torch.autocast("cpu", torch.bfloat16):
+        seen = Entries(manifold, index)(manifold, x)
+    expected = manifold.to_dense(x)[tuple(index.T)]
+    torch.testing.assert_close(seen.float(), expected, rtol=0.0, atol=0.05 * expected.abs().max().item())
+    assert torch.isfinite(torch.autograd.grad(seen.float().square().sum(), x)[0]).all()
+
+
 def test_the_same_positions_serve_every_rank_and_lifted_gradients():
     manifold = TuckerManifold((6, 5, 4), 2)
     index = positions(manifold.shape, 50)

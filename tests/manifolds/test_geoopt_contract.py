@@ -120,6 +120,9 @@ def test_unsupported_maps_say_so(manifold, case):
             action()
     with pytest.raises(TypeError, match="does not know"):
         manifold.random(manifold.size, mean=1.0)
+    for dtype in (torch.int64, torch.complex64):
+        with pytest.raises(TypeError, match="real and floating"):
+            manifold.random(dtype=dtype)
 
 
 @each_manifold
@@ -159,6 +162,16 @@ def test_equality_hash_copies_and_pickles(manifold):
     assert str(manifold.shape) in repr(manifold)
 
 
+def test_augmented_bases_equal_no_manifold_of_another_size():
+    manifold = FixedRankManifold((4, 10), 3)
+    x = manifold.random(dtype=torch.float64)
+    wide, y = manifold.extended(x, manifold.proju(x, torch.randn_like(x)))
+    assert wide.rank == 4
+    assert y.shape == (wide.size,) != (FixedRankManifold((4, 10), 4).size,)
+    assert wide != FixedRankManifold((4, 10), 4)
+    assert wide.feasible(y)[0] == FixedRankManifold((4, 10), 4)
+
+
 def parameter_on(manifold, seed=0, dtype=torch.float32):
     generator = torch.Generator().manual_seed(seed)
     return geoopt.ManifoldParameter(manifold.random(dtype=dtype, generator=generator), manifold=manifold)
@@ -176,6 +189,46 @@ def test_parameters_survive_copies_pickles_and_conversions(manifold):
     other.weight = parameter_on(manifold, seed=1)
     other.load_state_dict(module.state_dict())
     assert torch.equal(other.weight, module.weight)
+
+
+@pytest.mark.parametrize("lifted", [False, True], ids=["plain", "lifted"])
+@each_manifold
+def test_operations_on_a_parameter_outside_of_no_grad(manifold, lifted):
+    """Only ``to_dense``, ``factors`` and the projection are functions of the point to autograd."""
+    manifold = manifold.lifted() if lifted else manifold
+    p = parameter_on(manifold, dtype=torch.float64)
+    x = p.detach()
+    u = 0.1 * manifold.proju(x, torch.randn_like(x))
+    manifold.assert_check_point_on_manifold(p)
+    manifold.assert_check_vector_on_tangent(p, u)
+    y, moved = p.retr_transp(u, u)
+    for got, want in (
+        (p.retr(u), manifold.retr(x, u)),
+        (p.expmap(u), manifold.retr(x, u)),
+        (manifold.retr(p, u, frame=manifold.damped_frame(p, 0.1)), None),
+        (y, manifold.retr(x, u)),
+        (moved, manifold.transp(x, y, u)),
+        (p.transp(y, u), moved),
+        (manifold.transp(y, p, u), None),
+        (manifold.transp_squares(p, y, u.square()), None),
+        (manifold.egrad2rgrad(p, u), manifold.egrad2rgrad(x, u)),
+        (manifold.tangent_to_dense(p, u), manifold.tangent_to_dense(x, u)),
+    ):
+        assert not got.requires_grad
+        if want is not None:
+            torch.testing.assert_close(got, want)
+
+
+@each_manifold
+def test_a_retraction_has_no_wrong_derivative(manifold):
+    """Bases are not differentiated through; what was left of the derivative along a curve was wrong."""
+    x = manifold.random(dtype=torch.float64)
+    u = manifold.proju(x, torch.randn_like(x))
+    t = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    for frame in (None, manifold.damped_frame(x, 0.1)):
+        assert not manifold.retr(x, t * u, frame=frame).requires_grad
+    length = manifold.norm(x, manifold.transp(x, x, t * u))  # linear in the vector
+    torch.testing.assert_close(torch.autograd.grad(length, t)[0], manifold.norm(x, u))
 
 
 OPTIMIZERS = {

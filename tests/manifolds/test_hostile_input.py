@@ -194,6 +194,25 @@ def test_empty_batches(manifold):
     assert manifold.retr_transp(x, x, x)[1].shape == x.shape
     assert manifold.egrad2rgrad(x, x).shape == x.shape
     assert manifold.to_dense(x).shape == (0, *manifold.shape)
+    assert manifold.check_point_on_manifold(x)
+    assert manifold.check_vector_on_tangent(x, x)
+    assert manifold.check_vector_on_tangent(manifold.random(), x)
+    assert manifold.gradient_conditioning(manifold.frame(x)) is None
+    for matrix, block in zip(manifold.tangent_matrices(x), manifold.unpack_tensor(x), strict=True):
+        assert matrix.shape[0] == 0
+        assert math.prod(matrix.shape[1:]) == math.prod(block.shape[1:])
+
+
+@each_manifold
+def test_an_empty_batch_needs_no_ranks(manifold):
+    x = manifold.random(0, manifold.size)
+    for smaller, y in (
+        manifold.truncate(x, tol=0.1),
+        manifold.retr_adaptive(x, x),
+        manifold.approximate(manifold.to_dense(x)),
+    ):
+        assert smaller == manifold.with_rank((1,) * len(manifold.tree.ranks))
+        assert y.shape == (0, smaller.size)
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from tenfold.linalg import rounding_floor
+from tenfold.linalg import NonFiniteError, rounding_floor
 from tenfold.manifolds import (
     FixedRankManifold,
     HierarchicalTuckerManifold,
+    Node,
     TensorTrainManifold,
+    TensorTree,
+    TreeManifold,
     TuckerManifold,
     ranks_by_tolerance,
 )
@@ -33,6 +36,18 @@ class TestRule:
 
     def test_tails_add_up(self):
         assert ranks_by_tolerance([spectrum(1.0, *[0.05] * 4)], 0.08) == (3,)
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+    def test_spectra_that_are_not_finite_are_refused(self, value, dtype):
+        broken = torch.tensor([[value, value], [1.0, 0.5]], dtype=dtype)
+        with pytest.raises(NonFiniteError, match="NaN or infinite"):
+            ranks_by_tolerance([spectrum(1, 0.1), broken], 0.1)
+        manifold = FixedRankManifold((5, 4), 2)
+        x = manifold.random(dtype=dtype)
+        x[0] = value
+        with pytest.raises(NonFiniteError):
+            manifold.truncate(x, tol=0.1)
 
     def test_every_spectrum_is_decided_by_itself(self):
         spectra = [spectrum(1.0, 1e-3), spectrum(1.0, 0.9, 0.8), spectrum(5.0)]
@@ -221,6 +236,12 @@ def test_infeasible_decisions_of_hierarchical_tucker_stay_within_the_tolerance()
     repaired.assert_check_point_on_manifold(y, atol=1e-12)
 
 
+def shared(*groups):
+    """A Tucker tree whose edges share ranks, though each has a spectrum of its own."""
+    leaves = [Node(modes=(mode,)) for mode in range(3)]
+    return TensorTree([Node(children=(1, 2, 3)), *leaves], root=0, ranks=groups)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -246,11 +267,34 @@ def test_infeasible_decisions_of_hierarchical_tucker_stay_within_the_tolerance()
         (lambda: TensorTrainManifold((), 1), "at least one mode"),
         (lambda: TensorTrainManifold((3, 3), 0), "integers of at least 1"),
         (lambda: HierarchicalTuckerManifold((3, 3), 0), "integers of at least 1"),
+        (lambda: shared((1, 2, 3)), r"edges \(1, 2, 3\) cannot share a rank"),
+        (lambda: shared((1,), (2, 3)), r"edges \(2, 3\) cannot share a rank"),
+        (lambda: shared((1,), (2,), (3,), ()), r"edges \(\) cannot share a rank"),
+        (lambda: TensorTree([Node(children=(1,), modes=(0,)), Node()], root=0), "needs children or modes"),
     ],
 )
 def test_messages_of_constructors(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("rank", [2.0, None, torch.tensor(2)], ids=str)
+def test_a_rank_of_another_type_is_refused(rank):
+    for make in (lambda: TuckerManifold((4, 3), rank), lambda: TensorTrainManifold((4, 3), rank)):
+        with pytest.raises(TypeError, match="rank must be an integer or a sequence"):
+            make()
+    with pytest.raises(TypeError, match="rank must be an integer or a sequence"):
+        TuckerManifold((4, 3), 2).with_rank(rank)
+
+
+def test_edges_of_one_matricisation_may_share_a_rank():
+    """A chain: both edges separate the same modes."""
+    nodes = [Node(children=(1,), modes=(2,)), Node(children=(2,)), Node(modes=(0, 1))]
+    manifold = TreeManifold(TensorTree(nodes, root=0, ranks=[(1, 2)]), (2, 3, 4), 2)
+    x = manifold.random(dtype=torch.float64)
+    smaller, y = manifold.truncate(x, max_rank=1)
+    tail = manifold.singular_values(x)[0][1]
+    torch.testing.assert_close((smaller.to_dense(y) - manifold.to_dense(x)).norm(), tail)
 
 
 def test_one_number_is_lowered_where_the_docstring_says_so():

@@ -1,6 +1,7 @@
 """The parts of the kit: reports, gradients, slopes, strategies and the test case."""
 
 import math
+from types import SimpleNamespace
 
 import geoopt
 import pytest
@@ -142,6 +143,30 @@ def test_a_check_is_callable_by_itself():
     broken = CHECKS["P1"](TUCKER, embed=lambda x: TUCKER.to_dense(x[..., 1:]))
     assert broken.status is Status.FAILED
     assert "raised" in broken.reason
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"dtype": torch.bfloat16}, TypeError, "float32 or float64"),
+        ({"condition": 0.5}, ValueError, "at least 1"),
+        ({"condition": math.nan}, ValueError, "at least 1"),
+        ({"spectrum": "flat"}, ValueError, "flat"),
+        ({"batch": (2, 0)}, ValueError, "empty batch"),
+    ],
+)
+def test_a_check_refuses_senseless_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        CHECKS["T1"](TUCKER, **arguments)
+
+
+def test_a_spectrum_may_be_named():
+    """It was taken for another one."""
+    points = [
+        point_with(TUCKER, generator=torch.Generator().manual_seed(0), spectrum=spectrum)
+        for spectrum in ("zero", Spectrum.ZERO)
+    ]
+    assert torch.equal(*points)
 
 
 def test_an_own_embedding_is_compared_with_to_dense():
@@ -306,6 +331,13 @@ def test_the_test_case_passes_fails_and_skips():
         Right().test_property("P2")
     with pytest.raises(pytest.skip.Exception, match="too few to tell"):
         Right().test_property("G6")
+
+
+@pytest.mark.parametrize("wrong", [{"checks": ("T2", "X9")}, {"exempt": {"X9": "why"}}], ids=str)
+def test_the_test_case_refuses_unknown_checks(wrong):
+    case = type("Case", (Right,), wrong)
+    with pytest.raises(ValueError, match=r"unknown checks \['X9'\]"):
+        case().pytest_generate_tests(SimpleNamespace(fixturenames=[]))
 
 
 def test_the_test_case_measures_as_many_different_examples_as_it_is_told_to():
