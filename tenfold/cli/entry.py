@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tenfold.cli.arguments import parse
-from tenfold.cli.errors import exit_code_of
+from tenfold.cli.errors import exit_code_of, write_out_what_cannot_be_shown
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         0 if all went well, 2 after a mistake of the user (one line on stderr says which), 130 after Ctrl-C.
     """
+    write_out_what_cannot_be_shown()
     options = parse(arguments)
 
     def command() -> int:

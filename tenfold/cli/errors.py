@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -33,6 +34,13 @@ def exit_code_of(action: Callable[[], int]) -> int:
             raise
         complain(str(error) or "there is not enough memory")
     return USER_ERROR
+
+
+def write_out_what_cannot_be_shown() -> None:
+    """Let characters that the terminal does not have be written as ``\\xd7``, not be an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def complain(message: str) -> None:

@@ -8,7 +8,13 @@ import signal
 import sys
 from pathlib import Path
 
-from tenfold.cli.errors import INTERRUPTED, complain, deaf_to_interrupts, exit_code_of
+from tenfold.cli.errors import (
+    INTERRUPTED,
+    complain,
+    deaf_to_interrupts,
+    exit_code_of,
+    write_out_what_cannot_be_shown,
+)
 from tenfold.experiments.config import TrainConfig
 
 
@@ -44,4 +50,5 @@ def _child(config: TrainConfig, folder: Path, resume: bool, again: str) -> None:
 
         return train_visibly(config, folder, resume, again)
 
+    write_out_what_cannot_be_shown()
     sys.exit(exit_code_of(action))

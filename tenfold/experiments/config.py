@@ -335,9 +335,9 @@ class TrainConfig:
         """Fields in which two runs would compute something else, as (name, here, there)."""
         decisive = {**self.identity(), **other.identity()}
         names = [field.name for field in fields(self) if field.name in decisive]
-        return [
-            (n, getattr(self, n), getattr(other, n)) for n in names if getattr(self, n) != getattr(other, n)
-        ]
+        pairs = [(n, getattr(self, n), getattr(other, n)) for n in names]
+        # The rank 1 is a number, 1.0 all of it.
+        return [(n, a, b) for n, a, b in pairs if a != b or (n == "rank" and type(a) is not type(b))]
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain Python data."""

@@ -143,7 +143,7 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> DataSet:
     Raises
     ------
     ValueError
-        No such data set, no folder given where one is needed, or a damaged file.
+        No such data set, no folder given where one is needed, a damaged file, or no test images.
     FileNotFoundError
         A file is missing; the message says which layout is expected and where the original is.
     """
@@ -161,7 +161,10 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> DataSet:
         )
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"the data directory {folder} does not exist; it should hold {_LAYOUT[name]}")
-    return readers[name](Path(folder))
+    data = readers[name](Path(folder))
+    if not len(data.test):
+        raise ValueError(f"the data set {name!r} in {folder} has no test images")
+    return data
 
 
 def _digits() -> DataSet:

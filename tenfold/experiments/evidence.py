@@ -24,7 +24,7 @@ _HOW_TO_READ = "\nPer cent, mean ± standard deviation over the seeds; in parent
 
 
 def read_evidence(folder: Path) -> list[Result]:
-    """All results in the files ``*.jsonl`` of a folder.
+    """All results in the files ``*.jsonl`` of a folder, of several lines about one run the last.
 
     Raises
     ------
@@ -36,7 +36,8 @@ def read_evidence(folder: Path) -> list[Result]:
     paths = sorted(folder.glob("*.jsonl"))
     if not paths:
         raise FileNotFoundError(f"there are no results in {folder}: it has no file *.jsonl")
-    results = [result for path in paths for result in read_results(path)]
+    lines = [result for path in paths for result in read_results(path)]
+    results = list({(line.kind, repr(sorted(line.config.items()))): line for line in lines}.values())
     if not any(result.kind == "run" for result in results):
         raise ValueError(f"no run of the sweep in {folder} is done yet")
     return results
@@ -54,9 +55,9 @@ def write_evidence(folder: Path, results: Sequence[Result]) -> list[Path]:
         page = _Page(folder, f"{data}-{model}", written)
         text += f"\n## {model} on {data}\n"
         plain = [setting for setting in group if setting.config["decay"] is None]
-        if any(setting.decay > 1 for setting in group):
+        if len(plain) < len(group):
             text += page.robustness(group)
-        if any(setting.results for setting in plain):
+        if plain:
             text += page.accuracy(plain)
     write_text(folder / REPORT, text)
     return [folder / REPORT, *written]
@@ -71,13 +72,15 @@ class _Page:
     def accuracy(self, group: Sequence[Setting]) -> str:
         """What was reached, at which size, in which time."""
         done = [setting for setting in group if setting.results]
+        overview = _section("Accuracy, compression, time and memory", accuracy_table(group))
+        if not done:
+            return overview
         text = ""
         for decides, title in (("compression", "given compressions"), ("tau", "given tolerances")):
             table = size_table(group, decides)
             if len(table) > 1:
                 text += _section(f"Test accuracy at {title}", table) + _HOW_TO_READ
-        text += self._figure("accuracy", plot_accuracy, done)
-        text += _section("Accuracy, compression, time and memory", accuracy_table(group))
+        text += self._figure("accuracy", plot_accuracy, done) + overview
         if any(setting.deviation("test_accuracy") is not None for setting in done):
             text += self._figure("variance", plot_variance, done)
         if any(setting.config["method"] == "tucker" for setting in done):

@@ -65,7 +65,7 @@ def plot_variance(path: Path, group: Sequence[Setting]) -> None:
 def plot_rank_evolution(path: Path, group: Sequence[Setting]) -> None:
     """Largest rank of every layer over the steps, for every setting on manifolds, at its first seed."""
     adaptive = [s for s in group if s.config["method"] == "tucker"]
-    layers = list(adaptive[0].results[0].ranks[0][1])
+    layers = list(dict.fromkeys(layer for s in adaptive for layer in s.results[0].ranks[0][1]))
     columns = min(len(layers), 4)
     rows = math.ceil(len(layers) / columns)
     size = (1 + 3.4 * columns, 1.4 + 2.6 * rows)
@@ -91,8 +91,7 @@ def plot_rank_evolution(path: Path, group: Sequence[Setting]) -> None:
         panel.tick_params(labelbottom=True)
         panel.set_ylim(bottom=0)  # last: it keeps the upper end as it is then
     figure.supylabel("largest rank")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize="x-small")
+    _legend_below(figure)
     write_figure(figure, path)
 
 
@@ -116,8 +115,7 @@ def plot_robustness(path: Path, group: Sequence[Setting]) -> None:
     for panel in panels:
         panel.set_xlabel("step")
     figure.supylabel("training loss")
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize="x-small")
+    _legend_below(figure)
     write_figure(figure, path)
 
 
@@ -159,6 +157,15 @@ def _finish(axes: Axes, x: str, y: str) -> None:
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.01, 0.5))
+
+
+def _legend_below(figure: Figure) -> None:
+    """One entry for every line of the panels, of which each may have others."""
+    drawn = [axes.get_legend_handles_labels() for axes in figure.axes]
+    lines = {
+        label: handle for handles, labels in drawn for handle, label in zip(handles, labels, strict=True)
+    }
+    figure.legend(list(lines.values()), list(lines), loc="outside lower center", ncols=3, fontsize="x-small")
 
 
 def _by_label(group: Sequence[Setting]) -> dict[str, list[Setting]]:

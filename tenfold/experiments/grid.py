@@ -12,6 +12,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from tenfold.experiments.combinations import OPTIMIZERS
 from tenfold.experiments.config import PLACE_FIELDS, TrainConfig
 from tenfold.untrusted.values import brief
 from tenfold.untrusted.yaml_file import read_yaml
@@ -57,7 +58,8 @@ class Sweep:
     @property
     def trials(self) -> list[TrainConfig]:
         """All trials, each once."""
-        return list(dict.fromkeys(trial for entry in self.entries for trial in entry.trials))
+        # By id: runs of the ranks 1 and 1.0, which are not the same, are equal.
+        return list({run_id(trial): trial for entry in self.entries for trial in entry.trials}.values())
 
 
 def run_id(config: TrainConfig) -> str:
@@ -73,7 +75,7 @@ def read_sweep(path: Path, data_dir: str | None = None) -> Sweep:
     path : Path
         YAML, read without letting it make objects; see the page on the command line for the keys.
     data_dir : str, optional
-        Folder of the data sets, for all runs.
+        Folder of the data sets, for all runs that read theirs from a folder.
 
     Raises
     ------
@@ -93,7 +95,7 @@ def read_sweep(path: Path, data_dir: str | None = None) -> Sweep:
 def _sweep(contents: Any, stem: str, data_dir: str | None) -> Sweep:
     contents = _mapping("the file", contents, _SECTIONS)
     common = _mapping("common", contents.get("common", {}), _AXES)
-    rates = _mapping("rates", contents.get("rates", {}), None)
+    rates = _mapping("rates", contents.get("rates", {}), OPTIMIZERS)
     blocks = contents.get("blocks")
     if not isinstance(blocks, list) or not blocks:
         raise ValueError(f"blocks must be a list of at least one block, not {brief(blocks)}")
@@ -111,6 +113,15 @@ def _sweep(contents: Any, stem: str, data_dir: str | None) -> Sweep:
                 entries.setdefault(run_id(one) + str(trials), Entry(one, trials))
                 if len(entries) > _MOST_RUNS:
                     raise ValueError(f"{where} brings the sweep to more than {_MOST_RUNS} runs")
+    tried = {run_id(trial) for entry in entries.values() for trial in entry.trials}
+    for entry in entries.values():
+        if not entry.trials and run_id(entry.config) in tried:
+            raise ValueError(
+                f"tune.seed {entry.config.seed} makes a trial of a run that is asked for, too: a trial must "
+                "not be a run"
+            )
+    if data_dir is not None and all(entry.config.data_dir is None for entry in entries.values()):
+        raise ValueError("data_dir has no effect on the data set 'digits', which comes with scikit-learn")
     # Stopped early, a sweep then has every setting with its first seeds.
     by_seed = sorted(entries.values(), key=lambda entry: entry.config.seed)
     return Sweep(str(contents.get("name", stem)), tuple(by_seed))
@@ -132,8 +143,6 @@ def _product(
     empty = [name for name, value in choices.items() if not value]
     if empty:
         raise ValueError(f"{where}.{empty[0]} is an empty list")
-    if data_dir is not None:
-        choices["data_dir"] = [data_dir]
     number = math.prod(len(choice) for choice in choices.values())
     if number > _MOST_RUNS:
         raise ValueError(f"{where} asks for {number} combinations, more than the {_MOST_RUNS} of a sweep")
@@ -141,6 +150,8 @@ def _product(
     candidates: list[_Candidate] = []
     for values in itertools.product(*choices.values()):
         given = dict(zip(choices, values, strict=True))
+        if data_dir is not None and given.get("data", TrainConfig.data) != "digits":
+            given["data_dir"] = data_dir
         optimizer = given.get("optimizer", "sgd")
         if own is None and rates and optimizer not in rates:
             raise ValueError(
@@ -200,10 +211,10 @@ def _seeds(where: str, value: Any) -> list[int]:
     raise ValueError(f"{where}.seeds must be a number of seeds or a list of them, not {brief(value)}")
 
 
-def _mapping(where: str, value: Any, known: Sequence[str] | None) -> dict[str, Any]:
+def _mapping(where: str, value: Any, known: Sequence[str]) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{where} must be a mapping, not {brief(value)}")
     for key in value:
-        if known is not None and key not in known:
+        if key not in known:
             raise ValueError(f"{where} has no key {brief(key)}; there are {', '.join(known)}")
     return dict(value)

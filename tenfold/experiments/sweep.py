@@ -161,7 +161,8 @@ class SweepRunner:
 
     def _share_out(self, jobs: Sequence[Job]) -> None:
         """Every process does its share; then process 0 collects what the others have left."""
-        left = [job for job in jobs if run_id(job.config) not in self._done]
+        once = {run_id(job.config): job for job in jobs}  # blocks with other rates may come to the same run
+        left = [job for name, job in once.items() if name not in self._done]
         self.processes.wait()  # until all have read the same list
         self._work_off(left[self.processes.number :: self.processes.count])
         self.processes.wait()
@@ -177,8 +178,7 @@ class SweepRunner:
 
     def _work_off(self, jobs: Sequence[Job]) -> None:
         waiting = list(reversed(jobs))
-        total, context = len(waiting), _context()
-        threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // self.jobs))
+        total, context, threads = len(waiting), _context(), threads_of_each(self.jobs)
         running: list[tuple[BaseProcess, Job]] = []
         try:
             while waiting or running:
@@ -216,6 +216,13 @@ class SweepRunner:
             file.write(result.to_line())
         self._done[result.id] = result
         self.tell(f"{job.kind} {number} of {total}: {describe(job.config)}: {_outcome(result)}")
+
+
+def threads_of_each(jobs: int) -> int:
+    """Threads of one of so many processes: as OMP_NUM_THREADS says (of a list the first), or its share."""
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    asked = int(given) if given.isdecimal() else 0
+    return asked or max(1, (os.cpu_count() or 1) // jobs)
 
 
 def _context() -> BaseContext:

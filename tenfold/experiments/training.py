@@ -154,14 +154,24 @@ def _state(
     state.rank_history = [(0, ranks(model))]
     if saved is not None:
         checkpoint.restore(path, saved, state)
-        if state.progress is not None:
-            try:
-                state.progress.check(len(data.train), steps_per_epoch(data, config.batch_size))
-            except ValueError as error:
-                raise ValueError(f"{path} does not fit the data set {config.data!r}: {error}") from error
+        try:
+            _check_steps(state, data)
+        except ValueError as error:
+            raise ValueError(f"{path} does not fit the data set {config.data!r}: {error}") from error
     state.processes = processes
     state.parallel = processes.wrapped(model)
     return state
+
+
+def _check_steps(state: TrainingState, data: DataSet) -> None:
+    """Refuse what was trained on another number of images."""
+    steps, done = steps_per_epoch(data, state.config.batch_size), 0
+    if state.progress is not None:
+        state.progress.check(len(data.train), steps)
+        done = state.progress.done
+    due = state.epoch * steps + done
+    if state.step != due:
+        raise ValueError(f"{state.step} steps are done, and with {len(data.train)} images it would be {due}")
 
 
 def _draw_anew(state: TrainingState, rollbacks: int) -> None:

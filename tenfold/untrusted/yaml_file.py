@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tenfold.untrusted.text import SMALL_FILE, read_text
+from tenfold.untrusted.values import brief
 
 __all__ = ["read_yaml"]
 
@@ -19,7 +20,7 @@ def read_yaml(path: Path) -> Any:
     Raises
     ------
     ValueError
-        The file is not YAML, uses an alias, is nested too deep, or is larger than a MiB.
+        The file is not YAML, uses an alias, has a key twice, is nested too deep, or is larger than a MiB.
     OSError
         The file cannot be read.
     """
@@ -30,6 +31,15 @@ def read_yaml(path: Path) -> Any:
             if self.check_event(yaml.AliasEvent):
                 raise ValueError(f"it uses the alias *{self.peek_event().anchor}: write the value out")
             return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            pairs = node.value if isinstance(node, yaml.MappingNode) else []
+            seen: set[str] = set()
+            for key in (key for key, _ in pairs if isinstance(key, yaml.ScalarNode)):
+                if key.value in seen:
+                    raise ValueError(f"line {key.start_mark.line + 1} has the key {brief(key.value)} again")
+                seen.add(key.value)
+            return super().construct_mapping(node, deep)
 
     text = read_text(path, SMALL_FILE)
     try:

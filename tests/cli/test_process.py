@@ -104,3 +104,12 @@ def test_ctrl_c_reaches_the_network_that_trains_apart(tmp_path, data_folder, cap
     assert train_apart(config, tmp_path, False, "tenfold train --again") == 130
     watcher.join()
     assert capfd.readouterr().err.endswith("of 100000 epochs are kept. Go on with: tenfold train --again\n")
+
+
+@pytest.mark.parametrize("more", [["--help"], ["--epochs", "1", "--beside-dense"]])
+def test_what_the_terminal_cannot_show_ends_nothing(quick, tmp_path, more):
+    arguments = quick("--out", str(tmp_path / "run"), *more)
+    environment = {**ENVIRONMENT, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([*TENFOLD, *arguments], capture_output=True, timeout=180, env=environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.isascii()

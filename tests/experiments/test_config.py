@@ -216,3 +216,8 @@ def test_through_json_and_back():
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     with pytest.raises(ValueError, match="field momenta is missing or unknown"):
         TrainConfig.from_dict({**config.to_dict(), "momenta": 1})
+
+
+def test_rank_1_is_not_the_full_rank():
+    number, fraction = (TrainConfig.recipe(rank=rank) for rank in (1, 1.0))
+    assert number.differences(fraction) == [("rank", 1, 1.0)]

@@ -134,3 +134,8 @@ def test_the_real_thing(name, folder, train, test, size):
     pixels = data.train.images[::10].float() / 255
     torch.testing.assert_close(pixels.mean((0, 2, 3)), torch.tensor(data.mean), atol=0.01, rtol=0)
     torch.testing.assert_close(pixels.std((0, 2, 3)), torch.tensor(data.std), atol=0.01, rtol=0)
+
+
+def test_a_data_set_without_test_images_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"the data set 'mnist' in .* has no test images"):
+        load("mnist", write_mnist(tmp_path, test=0))

@@ -2,9 +2,11 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from tenfold.experiments import evidence_plots
 from tenfold.experiments.evidence import read_evidence, write_evidence
 from tenfold.experiments.evidence_tables import accuracy_table, size_table
 from tenfold.experiments.summary import settings
@@ -166,3 +168,45 @@ def test_published_points_are_beside_ours():
     assert {p.method for p in points} == {"full", "tdlrt", "tucker", "matrix", "cp"}
     assert next(p.accuracy for p in points if p.method == "full") == 85.45
     assert published_points("lenet5", "mnist") == []
+
+
+def test_the_lines_of_a_run_in_two_files_are_one_seed(tmp_path):
+    lines = "".join(made_up(seed=seed, accuracy=0.9 + 0.01 * seed).to_line() for seed in (0, 1))
+    (tmp_path / "here.jsonl").write_text(lines)
+    (tmp_path / "there.jsonl").write_text(lines)
+    (setting,) = settings(read_evidence(tmp_path))
+    assert [result.config["seed"] for result in setting.results] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("results", "row"),
+    [
+        ([made_up(decay=1.0)], r"\| 1 +\| RiemannianSGD"),
+        ([replace(made_up(), status="diverged", curve=[], losses=[])], r"\| RiemannianSGD .* 1 +\|$"),
+    ],
+    ids=["without decay so far", "diverged"],
+)
+def test_no_run_is_left_out_of_the_report(tmp_path, results, row):
+    write_evidence(tmp_path, results)
+    assert re.search(row, (tmp_path / "report.md").read_text(), flags=re.MULTILINE)
+
+
+def drawn(monkeypatch, draw, results):
+    """The figure that `draw` makes of the settings of `results`."""
+    figures = []
+    monkeypatch.setattr(evidence_plots, "write_figure", lambda figure, path: figures.append(figure))
+    draw(Path("unused.png"), settings(results))
+    return figures[0]
+
+
+def test_the_legend_has_what_is_not_in_the_first_panel(monkeypatch):
+    results = [made_up(decay=1.0), made_up(decay=2.0), made_up("loose-tucker", decay=2.0)]
+    (legend,) = drawn(monkeypatch, evidence_plots.plot_robustness, results).legends
+    names = {text.get_text().partition(",")[0] for text in legend.get_texts()}
+    assert names == {"RiemannianSGD", "loose Tucker factors"}
+
+
+def test_every_layer_has_a_panel(monkeypatch):
+    more = replace(made_up(factorize_all=True), ranks=[[0, {"first": [2, 2], "a": [4, 3]}]])
+    figure = drawn(monkeypatch, evidence_plots.plot_rank_evolution, [made_up(), more])
+    assert [axes.get_title() for axes in figure.axes if axes.get_visible()] == ["a", "first"]

@@ -67,6 +67,7 @@ def test_the_place_does_not_matter(tmp_path):
         ("tau: [0.1, 0.2]", "tau: [[0.1]]", r"blocks\[2\]: tau must be a number in .*, not a value of"),
         ("lr: [0.1, 0.2, 0.4]", "lr: []", r"blocks\[1\].lr is an empty list"),
         ("adamw: 0.005", "adamw: []", "rates.adamw is an empty list"),
+        ("adamw: 0.005", "adamw: 0.005, adam: 0.1", "rates has no key 'adam'; there are sgd, adamw, muon"),
         ("model: lenet5,", "model: lenet5, lr: [],", r"blocks\[0\].lr is an empty list"),
         ("method: dense", "method: dense, tau: 0.1", r"blocks\[0\]: tau has no effect on the method 'dense'"),
         ("lr: [0.1, 0.2, 0.4]", "lr: [0.1, fast]", r"blocks\[1\]: lr must be a positive number, not 'fast'"),
@@ -90,6 +91,8 @@ def test_the_place_does_not_matter(tmp_path):
             "is not YAML: could not determine a constructor",
         ),
         ("name: example", "name: [", "is not YAML"),
+        ("name: example", "name: example\nname: other", "is not YAML: line 3 has the key 'name' again"),
+        ("epochs: 3", "epochs: 3, epochs: 4", "is not YAML: line 3 has the key 'epochs' again"),
     ],
 )
 def test_mistakes_name_the_key(sweep, before, after, message):
@@ -102,3 +105,30 @@ def test_mistakes_name_the_key(sweep, before, after, message):
 def test_a_file_without_blocks(sweep):
     with pytest.raises(ValueError, match="blocks must be a list of at least one block, not None"):
         sweep("name: nothing")
+
+
+def test_rank_1_and_the_full_rank_have_trials_of_their_own(sweep):
+    asked = sweep(
+        "{common: {method: loose-tucker, lr: [0.1, 0.2]}, tune: {epochs: 1, seed: 9}, "
+        "blocks: [{rank: 1}, {rank: 1.0}]}"
+    )
+    assert [repr(trial.rank) for trial in asked.trials] == ["1", "1", "1.0", "1.0"]
+
+
+def test_a_trial_is_not_the_run_of_another_block(sweep):
+    file = (
+        "{common: {method: dense}, tune: {epochs: 1, seed: 9}, "
+        "blocks: [{lr: [0.1, 0.2], epochs: 3}, {lr: 0.1, epochs: 1, seeds: [9]}]}"
+    )
+    with pytest.raises(ValueError, match=r"tune\.seed 9 makes a trial of a run that is asked for"):
+        sweep(file)
+    assert len(sweep(file.replace("epochs: 1, seeds", "epochs: 2, seeds")).entries) == 2
+
+
+def test_a_folder_is_for_the_data_that_is_read_from_it(tmp_path):
+    path = tmp_path / "file.yaml"
+    path.write_text("blocks: [{method: dense, lr: 0.1, data: [digits, mnist]}]")
+    assert [entry.config.data_dir for entry in read_sweep(path, "there").entries] == [None, "there"]
+    path.write_text("blocks: [{method: dense, lr: 0.1}]")
+    with pytest.raises(ValueError, match="data_dir has no effect on the data set 'digits'"):
+        read_sweep(path, "there")

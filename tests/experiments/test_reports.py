@@ -165,3 +165,10 @@ def test_pictures_of_ranks(tmp_path, layers, modes):
     ]
     plot_ranks(path, history, 30)
     assert path.read_bytes().startswith(PNG)
+
+
+def test_a_folder_may_have_a_name_like_a_formula(tmp_path):
+    a, b = tucker_and_dense(tmp_path)
+    a = a.rename(tmp_path / "a$x^y^z$")
+    write_comparison(tmp_path / "new", read_runs([a, b]))
+    assert (tmp_path / "new" / "comparison.png").read_bytes().startswith(PNG)

@@ -12,7 +12,7 @@ from tenfold.experiments import sweep_lock
 from tenfold.experiments.config import TrainConfig
 from tenfold.experiments.grid import Entry, Sweep
 from tenfold.experiments.result import read_results
-from tenfold.experiments.sweep import RESULTS, SweepRunner
+from tenfold.experiments.sweep import RESULTS, SweepRunner, threads_of_each
 from tenfold.experiments.sweep_lock import locked
 
 from .made_up import made_up
@@ -130,3 +130,19 @@ def test_nothing_is_called_written_that_is_not(tmp_path, capsys, monkeypatch):
     (tmp_path / "out" / RESULTS).write_text("")
     assert main(command) == 1
     assert "results.jsonl is written\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("given", "threads"), [("3", 3), ("2,1", 2), ("many", 4), ("0", 4), (None, 4)])
+def test_the_threads_of_a_process(monkeypatch, given, threads):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert threads_of_each(2) == threads
+
+
+def test_a_run_that_two_blocks_come_to_is_done_once(tmp_path, monkeypatch):
+    worked = []
+    monkeypatch.setattr(SweepRunner, "_work_off", lambda _, jobs: worked.extend(jobs))
+    runner(tmp_path, [DONE[0], DONE[0], DONE[1]]).run()
+    assert [job.config.method for job in worked] == ["dense", "tucker"]

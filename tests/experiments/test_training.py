@@ -9,6 +9,7 @@ from tenfold.experiments.data import load
 from tenfold.experiments.methods import make_network
 from tenfold.experiments.observer import Observer
 from tenfold.experiments.training import evaluate, train
+from tests.experiments.conftest import write_mnist
 
 METHODS = ["dense", "tucker"]
 
@@ -308,3 +309,12 @@ def test_on_a_gpu(tiny, tmp_path, method):
     assert run.last.test_accuracy >= 0.8
     assert run.last.peak_memory is not None
     assert run.last.peak_memory < 2**30
+
+
+@pytest.mark.parametrize("images", [32, 96])
+def test_a_run_does_not_go_on_with_another_number_of_steps(tiny, tmp_path, images):
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(method="dense"), tmp_path / "run", observer=Diary(stop_at=(2, 1)))
+    other = str(write_mnist(tmp_path / "data", train=images))
+    with pytest.raises(ValueError, match=r"does not fit the data set 'mnist': 4 steps are done, .* would be"):
+        train(tiny(method="dense", data_dir=other), tmp_path / "run", resume=True)
