@@ -48,11 +48,18 @@ def tangent_lift(manifold: TreeManifold, x: torch.Tensor) -> tuple[torch.Tensor,
 
 
 class _TangentLift(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, manifold: TreeManifold) -> tuple[torch.Tensor, ...]:
-        nodes, tree = manifold.unpack_tensor(x.detach()), manifold.tree
-        ctx.tree, ctx.shapes = tree, [tuple(node.shape) for node in nodes]
-        return tuple(_doubled(tree, nodes, manifold.frame(x)))
+    def forward(x: torch.Tensor, manifold: TreeManifold) -> tuple[torch.Tensor, ...]:
+        nodes = manifold.unpack_tensor(x.detach())
+        return tuple(_doubled(manifold.tree, nodes, manifold.frame(x)))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, TreeManifold], output: Any) -> None:
+        x, manifold = inputs
+        ctx.tree = manifold.tree
+        ctx.shapes = [(*x.shape[:-1], *shape) for shape in manifold.factor_shapes]
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:

@@ -111,7 +111,10 @@ class MultiheadAttention(nn.Module):
         for layer in (self.q_proj, self.k_proj, self.v_proj):
             # Glorot's variance; torch draws the three as one matrix where they have the same shape.
             fans = 4 * self.embed_dim if same else self.embed_dim + layer.in_features
-            layer._draw(2.0, fans)
+            if isinstance(layer, Linear):
+                layer._draw(2.0, fans)
+            else:  # one that factorize left dense
+                nn.init.uniform_(layer.weight, -math.sqrt(6.0 / fans), math.sqrt(6.0 / fans))
         self.out_proj.reset_parameters()
         for layer in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
             if layer.bias is not None:
@@ -159,10 +162,13 @@ class MultiheadAttention(nn.Module):
         Raises
         ------
         ValueError
-            If a shape does not fit, a mask consists of integers, or ``is_causal`` comes without a mask.
+            If shapes do not fit, a mask consists of integers, or ``is_causal`` comes without a mask.
         """
         if is_causal and attn_mask is None:
             raise ValueError("is_causal is a hint about attn_mask and needs it")
+        shapes = [tuple(tensor.shape) for tensor in (query, key, value)]
+        if query.ndim not in (2, 3) or len({len(shape) for shape in shapes}) > 1:
+            raise ValueError(f"query, key and value must all have two axes, or a batch as well, got {shapes}")
         batched = query.ndim == 3
         if not batched:
             query, key, value = (tensor.unsqueeze(0) for tensor in (query, key, value))
@@ -170,6 +176,10 @@ class MultiheadAttention(nn.Module):
                 key_padding_mask = key_padding_mask.unsqueeze(0)
         elif not self.batch_first:
             query, key, value = (tensor.transpose(0, 1) for tensor in (query, key, value))
+        if key.shape[:2] != value.shape[:2] or query.shape[0] != key.shape[0]:
+            raise ValueError(
+                f"query, key and value must have the same batch, key and value one length, got {shapes}"
+            )
         q, k, v = self.q_proj(query), self.k_proj(key), self.v_proj(value)
         k, v = self._extended(k, self.bias_k), self._extended(v, self.bias_v)
         q, k, v = (t.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for t in (q, k, v))
@@ -292,8 +302,20 @@ class MultiheadAttention(nn.Module):
 
     @torch.no_grad()
     def to_dense(self) -> nn.MultiheadAttention:
-        """The dense layer that computes the same, of projections dense or not."""
+        """The dense layer that computes the same, of projections dense or not.
+
+        Raises
+        ------
+        ValueError
+            If a projection is something else, for instance has adapters.
+        """
         layers = [self.q_proj, self.k_proj, self.v_proj, self.out_proj]
+        for name, layer in zip(_PROJECTIONS, layers, strict=True):
+            if type(layer) is not nn.Linear and not isinstance(layer, Linear):
+                raise ValueError(
+                    f"{name} is of the type {type(layer).__name__}, of which torch.nn.MultiheadAttention "
+                    "would read the weight alone"
+                )
         dense = [layer.to_dense() if isinstance(layer, Linear) else layer for layer in layers]
         weights = [layer.get_parameter("weight") for layer in dense]
         module = nn.MultiheadAttention(

@@ -87,7 +87,7 @@ class AveragedModel(swa_utils.AveragedModel):
         count = int(self.n_averaged)
         old = 0.0 if count == 0 else count / (count + 1) if self.decay is None else self.decay
         for mean, now in zip(self.module.parameters(), model.parameters(), strict=True):
-            here = now.detach().to(mean.device)
+            here = now.detach().to(mean.device, mean.dtype)
             if not is_low_rank(mean) or not is_low_rank(now):
                 mean.lerp_(here, 1.0 - old)
             elif old == 0.0:
@@ -96,12 +96,16 @@ class AveragedModel(swa_utils.AveragedModel):
                 manifold = mean.manifold
                 if not isinstance(manifold, TreeManifold):
                     raise TypeError(f"only tensor trees can be averaged, got a parameter on {manifold}")
-                total = manifold.weighted_sum((old, manifold, mean), (1.0 - old, now.manifold, here))
-                move_(mean, *total.to(now.manifold.rank))
+                wide = torch.promote_types(mean.dtype, torch.float32)  # half precision has no QR
+                total = manifold.weighted_sum(
+                    (old, manifold, mean.to(wide)), (1.0 - old, now.manifold, here.to(wide))
+                )
+                reached, point = total.to(now.manifold.rank)
+                move_(mean, reached, point.to(mean.dtype))
         for buffer, other in zip(self.module.buffers(), model.buffers(), strict=True):
             here = other.detach().to(buffer.device)
             if self.use_buffers and buffer.is_floating_point():
-                buffer.lerp_(here, 1.0 - old)
+                buffer.lerp_(here.to(buffer.dtype), 1.0 - old)
             else:
                 buffer.copy_(here)
         self.n_averaged += 1

@@ -37,8 +37,10 @@ class Decomposition:
         Raises
         ------
         ValueError
-            If it holds NaN or infinity.
+            If it holds NaN or infinity, or is on the meta device.
         """
+        if tensor.is_meta:
+            raise ValueError("a weight on the meta device has no numbers to approximate")
         if not torch.isfinite(tensor).all():
             raise ValueError("the weight holds NaN or infinity")
         exact, x = manifold.approximate(tensor)

@@ -30,7 +30,8 @@ def contract(
 
     The factors are contracted one by one, in the order of fewest multiplications, which is found once for
     each format, shape, rank and number of rows. The dense tensor arises on the way only where that order
-    forms it, which is where no other is cheaper. Compiled and exported code takes the order for 1024 rows.
+    forms it, which is where no other is cheaper. Compiled, traced and exported code takes the order for 1024
+    rows.
 
     Parameters
     ----------
@@ -98,8 +99,10 @@ def contract(
     operands = [flat, *manifold.factors(x)]
     terms, result = _terms(manifold.tree, modes)
     # Rows come in powers of two, so that a last, smaller batch of an epoch finds the order there.
-    assumed = _ROWS if torch.compiler.is_compiling() else 1 << rows.bit_length()
-    shapes = ((assumed, *sizes), *(tuple(factor.shape) for factor in operands[1:]))
+    assumed = _ROWS
+    if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+        assumed = 1 << rows.bit_length()
+    shapes = ((assumed, *sizes), *(tuple(map(int, factor.shape)) for factor in operands[1:]))
     for positions, equation in _steps(terms, result, shapes):
         operands.append(torch.einsum(equation, *(operands[k] for k in positions)))
     return operands[-1].reshape((*batch, *rest))

@@ -18,7 +18,7 @@ from tenfold.nn.formats import Format, RankLike
 from tenfold.nn.fusion import fuse_normalization
 from tenfold.nn.layer import LowRankLayer
 from tenfold.nn.report import FactorizationReport, FactorizedLayer
-from tenfold.nn.sites import Site, counterpart, find_sites, replace, why_not
+from tenfold.nn.sites import Site, counterpart, find_sites, patterns_of, replace, why_not
 from tenfold.nn.timing import inputs_of, seconds_side_by_side
 
 __all__ = ["Start", "densify", "factorize"]
@@ -87,7 +87,9 @@ def factorize(
     ------
     ValueError
         If a name or pattern fits no layer, a rank is not feasible, the compression cannot be reached, or a
-        weight is not finite; the model is then unchanged.
+        weight to decompose is not finite or on the meta device; the model is then unchanged.
+    TypeError
+        If ``include`` or ``exclude`` is a single string.
 
     Examples
     --------
@@ -105,6 +107,8 @@ def factorize(
         raise ValueError(f"give one of rank, tol and compression, got {given}")
     if start is Start.RANDOM and not (tol is None and compression is None):
         raise ValueError("tol and compression read ranks off the weights; init='random' needs a rank")
+    include = None if include is None else patterns_of("include", include)
+    exclude = patterns_of("exclude", exclude)
     sites = find_sites(model)
     for pattern in [*(include or ()), *exclude]:
         if not any(site.fits([pattern]) for site in sites):
@@ -147,6 +151,8 @@ def factorize(
 def densify(model: nn.Module) -> nn.Module:
     """Replace all low-rank layers by dense ones that compute the same, in place; undoes :func:`factorize`.
 
+    Adapters stay, and attention of which a projection has adapters keeps four layers for its projections.
+
     Parameters
     ----------
     model : torch.nn.Module
@@ -178,6 +184,8 @@ def densify(model: nn.Module) -> nn.Module:
         if isinstance(module, AdaptedLayer):
             inside.update(module.adapters.modules())  # updates are merged, not densified
         elif module not in inside and isinstance(module, LowRankLayer | MultiheadAttention):
+            if any(isinstance(part, AdaptedLayer) for part in module.modules()):
+                continue  # torch's attention would not call them
             inside.update(module.modules())
             new[module] = module.to_dense()
     replace(model, new)

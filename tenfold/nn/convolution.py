@@ -67,14 +67,17 @@ class Convolution(LowRankLayer):
         bias = None if geometry.bias is None else geometry.out_channels
         super().__init__(manifold, layout, bias, device, dtype)
         self.in_channels, self.out_channels = geometry.in_channels, geometry.out_channels
-        self.kernel_size, self.stride, self.dilation = (
-            geometry.kernel_size,
-            geometry.stride,
-            geometry.dilation,
-        )
-        self.padding, self.padding_mode, self.groups = geometry.padding, geometry.padding_mode, 1
-        self.output_padding, self.transposed = geometry.output_padding, geometry.transposed
+        self.kernel_size = geometry.kernel_size
+        self.stride, self.dilation = self._each(geometry.stride), self._each(geometry.dilation)
+        padding = geometry.padding
+        self.padding = padding if isinstance(padding, str) else self._each(padding)
+        self.padding_mode, self.groups = geometry.padding_mode, 1
+        self.output_padding, self.transposed = self._each(geometry.output_padding), geometry.transposed
         self._reversed_padding_repeated_twice = geometry._reversed_padding_repeated_twice
+
+    def _each(self, values: tuple[int, ...]) -> tuple[int, ...]:
+        """One value for each axis; torch reads a tuple with a single one as that of all axes."""
+        return values * self.spatial if len(values) == 1 else values
 
     @classmethod
     def _geometry(cls, groups: int, **arguments: Any) -> nn.modules.conv._ConvNd:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn import functional as F
 
 from tenfold.manifolds import TensorTrainManifold, TreeManifold
@@ -143,6 +144,7 @@ class Embedding(LowRankLayer):
         """Rows of a Tensor Train matrix, shape ``(m, embedding_dim)``."""
         # Rows that fill up the shapes have no meaning. Elsewhere than here, asking would wait for the device.
         asks = index.device.type == "cpu" and index.numel() and not torch.compiler.is_compiling()
+        asks = asks and not is_functorch_wrapped_tensor(index)  # which vmap cannot answer
         if asks and not 0 <= index.min() <= index.max() < self.num_embeddings:
             raise IndexError(f"an index of {self} lies outside 0 ... {self.num_embeddings - 1}")
         count, last = index.shape[0], len(cores) - 1

@@ -45,11 +45,13 @@ def fuse_normalization(model: nn.Module, enabled: bool = True) -> int:
 
     Notes
     -----
-    Moved are ``BatchNorm1d``, ``BatchNorm2d`` and ``BatchNorm3d`` without hooks, after a convolution without
-    hooks whose output nothing else uses, and whose last stage is pointwise: any but a Tucker convolution with
-    ``modes`` that leave out the output channels. The cost of the moments is :math:`r^2` multiplications for
-    each position, if there are :math:`r` inner channels. Parameters keep their order as long as each
-    normalisation is registered next to its convolution.
+    Moved are ``BatchNorm1d``, ``BatchNorm2d`` and ``BatchNorm3d`` without hooks, whose parameters the forward
+    method of the model does not read, after a convolution without hooks whose output nothing else uses, and
+    whose last stage is pointwise: any but a Tucker convolution with ``modes`` that leave out the output
+    channels. The cost of the moments is :math:`r^2` multiplications for each position, if there are :math:`r`
+    inner channels. Parameters keep their order as long as each normalisation is registered next to its
+    convolution. Code of the model that reaches for a normalisation by its old name, for instance to keep it
+    in evaluation mode, finds the identity there.
 
     ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` may come before or after; such a layer is applied as
     usual. So is any module that is put in the place of ``conv.norm``.
@@ -106,10 +108,15 @@ def followers(model: nn.Module) -> Iterator[tuple[Convolution, list[nn.Module]]]
             users = {called.get(user) for user in node.users}
             after.setdefault(module, set()).update(users or {None})
             before.setdefault(module, set()).update(called.get(source) for source in node.all_input_nodes)
+        for node in graph.nodes:
+            if node.op == "get_attr":  # a parameter is read, and would not be found in another place
+                owner = root.get_submodule(node.target.rpartition(".")[0])
+                before.setdefault(owner, set()).add(None)
     places = Counter(module for _, module in model.named_modules(remove_duplicate=False))
 
     def plain(module: nn.Module) -> bool:
-        return places[module] == 1 and not any(getattr(module, name) for name in _HOOKS)
+        changed = "forward" in module.__dict__ or any(getattr(module, name) for name in _HOOKS)
+        return places[module] == 1 and not changed
 
     for conv in after:
         if isinstance(conv, Convolution) and plain(conv):

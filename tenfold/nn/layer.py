@@ -120,11 +120,14 @@ class LowRankLayer(nn.Module, abc.ABC):
         TypeError
             If ``module`` is not the layer's dense counterpart.
         ValueError
-            If not exactly one of ``rank`` and ``tol`` is given, or an argument does not fit.
+            If not exactly one of ``rank`` and ``tol`` is given, an argument does not fit, or the weight is on
+            the meta device.
         """
         if (rank is None) == (tol is None):
             raise ValueError(f"give either rank or tol, got rank={rank} and tol={tol}")
         layer = cls.like(module, rank=1 if rank is None else rank, **options)
+        if layer.weight.is_meta:
+            raise ValueError("a weight on the meta device has no numbers to approximate")
         tensor = layer.layout.to_tensor(module.get_parameter("weight").detach())
         if tol is None:
             layer.weight.copy_(layer.manifold.from_dense(tensor))

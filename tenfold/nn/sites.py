@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -20,7 +20,7 @@ from tenfold.nn.formats import Format
 from tenfold.nn.layer import LowRankLayer
 from tenfold.nn.linear import Linear, TuckerLinear
 
-__all__ = ["Site", "counterpart", "find_sites", "replace", "why_not"]
+__all__ = ["Site", "counterpart", "find_sites", "patterns_of", "replace", "why_not"]
 
 _LAYERS: dict[type[nn.Module], type[LowRankLayer]] = {
     cls.dense_type: cls for cls in (Linear, Conv1d, Conv2d, Conv3d, ConvTranspose2d, Embedding)
@@ -64,6 +64,13 @@ class Site:
         return any(fnmatchcase(name, p) for name in (self.name, self.owner_name) for p in patterns)
 
 
+def patterns_of(argument: str, patterns: Iterable[str]) -> list[str]:
+    """The patterns that an argument holds; TypeError for one string, each letter of which would be one."""
+    if isinstance(patterns, str):
+        raise TypeError(f"{argument} must be a sequence of names or patterns, got the string {patterns!r}")
+    return list(patterns)
+
+
 def find_sites(model: nn.Module) -> list[Site]:
     """All layers below ``model`` whose type has a low-rank counterpart, in the order of registration.
 
@@ -94,6 +101,8 @@ def why_not(site: Site, model: nn.Module, format: Format) -> str:
     for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
         if getattr(owner, name):
             return "it has hooks, which would be lost"
+    if any("forward" in part.__dict__ for part in owner.modules()):
+        return "it has a forward method of its own, which would be lost"
     others = _others(owner, model)
     if others:
         return f"it shares a parameter with {others[0]!r}"

@@ -53,6 +53,14 @@ def test_an_adapter_comes_back_with_its_ranks(tmp_path, dtype):
     merge(twin)
 
 
+def test_a_model_on_the_meta_device_takes_no_adapter_from_a_file(tmp_path):
+    save_adapter(adapted(), tmp_path / "a.safetensors", "one")
+    twin = network().to("meta")
+    with pytest.raises(ValueError, match="meta device"):
+        load_adapter(twin, tmp_path / "a.safetensors")
+    assert all(p.requires_grad for p in twin.parameters())
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     model, path = adapted(), tmp_path / "a.safetensors"
     save_adapter(model, path, "one")

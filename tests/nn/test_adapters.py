@@ -382,6 +382,8 @@ def test_hooks_stay():
         ({"dropout": 1.0}, "dropout must lie"),
         ({"name": "a.b"}, "name of an adapter"),
         ({"name": "keys"}, "name of an adapter"),
+        ({"name": "training"}, "name of an adapter"),
+        ({"scale": float("nan")}, "scale must be finite"),
     ],
 )
 def test_bad_arguments_leave_the_model_as_it_was(arguments, message):
@@ -390,6 +392,27 @@ def test_bad_arguments_leave_the_model_as_it_was(arguments, message):
     with pytest.raises(ValueError, match=message):
         adapt(model, **arguments)
     unchanged(model, before)
+
+
+def test_patterns_may_come_one_by_one_but_not_as_a_string():
+    model = network()
+    for name in ("include", "exclude", "trainable"):
+        with pytest.raises(TypeError, match=f"{name} must be a sequence .*'46'"):
+            adapt(model, rank=2, **{name: "46"})
+    report = adapt(model, rank=2, include=iter(["0", "4", "6"]), exclude=iter(["4"]), trainable=iter(["2.*"]))
+    assert [layer.name for layer in report.layers] == ["0", "6"]
+    assert model[2].weight.requires_grad
+
+
+def test_a_model_with_a_lazy_layer_is_adapted_after_a_first_pass():
+    model = nn.Sequential(nn.Linear(3, 4), nn.LazyLinear(6))
+    with pytest.raises(ValueError, match=r"'1\.weight' has no shape"):
+        adapt(model, rank=2)
+    assert all(p.requires_grad for p in model.parameters())
+    adapt(model, rank=2, trainable=["1.*"])
+    unadapt(model)
+    model(torch.randn(2, 3))
+    assert len(adapt(model, rank=2).layers) == 2
 
 
 def test_a_further_adapter_leaves_the_head_trainable():
@@ -451,3 +474,43 @@ def test_unadapt_unfreezes_parameters_that_were_renamed(change):
     unadapt(model)
     assert all(p.requires_grad for p in model.parameters())
     assert not adapter_names(model)
+
+
+def test_densify_keeps_the_updates_of_the_projections_of_attention():
+    model = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)).double().eval()
+    factorize(model, rank=2, exclude=["*.q_proj"])
+    adapt(model, rank=2, include=["*.q_proj"])
+    stir(model)
+    x = torch.randn(2, 3, 8, dtype=torch.float64)
+    expected = model(x)
+    with pytest.raises(ValueError, match="q_proj is of the type AdaptedLinear"):
+        model[0].self_attn.to_dense()
+    densify(model)
+    torch.testing.assert_close(model(x), expected)
+    assert type(model[0].self_attn.k_proj) is type(model[0].linear1) is nn.Linear
+    merge(model)
+    unadapt(model)
+    densify(model)
+    assert type(model[0].self_attn) is nn.MultiheadAttention
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_new_values_of_the_updates_alone_end_a_merge():
+    model = stir_of(network())
+    expected = model(X)
+    updates = {key: value.clone() for key, value in model.state_dict().items() if "adapters" in key}
+    with torch.no_grad():
+        model[0].adapters["default"].update.weight.mul_(2.0)
+    merge(model)
+    model.load_state_dict(updates, strict=False)
+    torch.testing.assert_close(model(X), expected)
+
+
+def test_a_layer_with_a_forward_method_of_its_own_is_left():
+    model = network()
+    once = model[4].forward
+    model[4].forward = lambda x: 2.0 * once(x)
+    expected = model(X)
+    report = adapt(model, rank=2)
+    assert "forward method of its own" in report.left["4"]
+    torch.testing.assert_close(model(X), expected)

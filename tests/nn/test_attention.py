@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tenfold.nn import Format, MultiheadAttention
+from tenfold.nn import Format, MultiheadAttention, factorize
 
 OPTIONS = {
     "plain": {},
@@ -174,3 +174,36 @@ def test_masks_of_integers_are_refused_as_in_torch(name):
         theirs(*inputs(ours), **{name: mask})
     with pytest.raises(ValueError, match=rf"{name} must be boolean or floating, got torch\.int64"):
         ours(*inputs(ours), **{name: mask})
+
+
+def test_weights_are_drawn_anew_where_some_projections_are_dense():
+    torch.manual_seed(0)
+    ours = nn.Sequential(nn.MultiheadAttention(64, 4, kdim=48))
+    factorize(ours, rank=8, exclude=["*.k_proj", "*.out_proj"])
+    dense = nn.MultiheadAttention(64, 4, kdim=48)
+    ours[0].q_proj.bias.data.fill_(1.0)
+    ours[0].reset_parameters()
+    for name, parameter in ours[0].to_dense().named_parameters():
+        if parameter.ndim == 1:
+            assert not parameter.any()
+        else:
+            assert 0.9 < parameter.var() / dense.get_parameter(name).var() < 1.1
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ([(4, 2, 8), (5, 1, 8), (5, 1, 8)], "the same batch"),
+        ([(4, 1, 8), (5, 2, 8), (5, 2, 8)], "the same batch"),
+        ([(4, 2, 8), (5, 2, 8), (4, 2, 8)], "one length"),
+        ([(4, 8), (5, 2, 8), (5, 2, 8)], "two axes"),
+        ([(1, 4, 2, 8)] * 3, "two axes"),
+    ],
+)
+def test_inputs_that_do_not_fit_together_are_refused_as_in_torch(shapes, message):
+    tensors = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+    ours, theirs = pair()
+    with pytest.raises((AssertionError, RuntimeError)):
+        theirs(*tensors)
+    with pytest.raises(ValueError, match=message):
+        ours(*tensors)

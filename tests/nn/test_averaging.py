@@ -1,5 +1,7 @@
 """Averages of models are those of their tensors, whatever the factors."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -120,3 +122,29 @@ def test_buffers_are_averaged_on_request_and_the_decay_is_checked():
     with pytest.raises(ValueError, match="decay"):
         AveragedModel(net, decay=1.0)
     assert {Format.TUCKER, Format.FIXED_RANK} <= {layer.format for layer in (net[0], net[3])}
+
+
+@pytest.mark.parametrize("decay", [None, 0.5])
+def test_an_average_may_be_kept_in_another_precision(decay):
+    net = model().float()
+    average, wide = AveragedModel(net, decay=decay).double(), AveragedModel(model(), decay=decay)
+    for _ in range(3):
+        redrawn(net)
+        average.update_parameters(net)
+        wide.update_parameters(copy.deepcopy(net).double())
+    for mean, expected in zip(average.parameters(), wide.parameters(), strict=True):
+        assert mean.dtype == torch.float64
+        torch.testing.assert_close(mean, expected)
+
+
+def test_weights_in_half_precision_are_averaged():
+    net = model().bfloat16()
+    average, wide = AveragedModel(net, decay=0.5), AveragedModel(model().float(), decay=0.5)
+    for _ in range(3):
+        with torch.no_grad():
+            net[3].weight.add_(0.5 * net[3].manifold.radial(net[3].weight))
+        for mean in (average, wide):
+            mean.update_parameters(net)
+    found, expected = (mean.module[3].dense_weight().float() for mean in (average, wide))
+    assert average.module[3].weight.dtype == torch.bfloat16
+    assert (found - expected).norm() < 0.05 * expected.norm()

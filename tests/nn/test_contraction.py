@@ -9,7 +9,7 @@ from tenfold.manifolds import (
     TensorTrainManifold,
     TuckerManifold,
 )
-from tenfold.nn import contract
+from tenfold.nn import Linear, contract
 
 MANIFOLDS = {
     "matrix": FixedRankManifold((4, 5), 2),
@@ -70,3 +70,11 @@ def test_batches_of_points_and_other_manifolds_are_refused():
         contract(manifold, manifold.random(2, manifold.size), torch.zeros(4), (0,))
     with pytest.raises(TypeError, match="tensor tree"):
         contract(object(), manifold.origin(), torch.zeros(4), (0,))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace", "ignore::torch.jit.TracerWarning")
+def test_a_traced_contraction_takes_other_batches():
+    layer = Linear(12, 10, format="tensor-train", rank=2, dtype=torch.float64)
+    traced = torch.jit.trace(layer, torch.randn(3, 12, dtype=torch.float64))
+    x = torch.randn(7, 12, dtype=torch.float64)
+    torch.testing.assert_close(traced(x), layer(x))

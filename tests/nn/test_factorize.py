@@ -149,6 +149,27 @@ def test_weights_that_are_not_finite_are_refused_by_name(options):
     assert state(model)[0] == before
 
 
+@pytest.mark.parametrize("options", [{"rank": 2}, {"tol": 0.1}, {"compression": 0.1}])
+def test_weights_without_numbers_are_drawn_and_not_decomposed(options):
+    with torch.device("meta"):
+        model = everything()
+    before = state(model)[0]
+    with pytest.raises(ValueError, match=r"^encoder\.self_attn\.q_proj: .* meta device"):
+        factorize(model, **options)
+    assert state(model)[0] == before
+    factorize(model, rank=2, init="random")
+    assert model.head.weight.is_meta
+
+
+def test_patterns_may_come_one_by_one_but_not_as_a_string():
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(13)))
+    for name in ("include", "exclude"):
+        with pytest.raises(TypeError, match=f"{name} must be a sequence .*'12'"):
+            factorize(model, rank=2, **{name: "12"})
+    report = factorize(model, rank=2, include=iter(["0", "1", "2"]), exclude=iter(["1"]))
+    assert [layer.name for layer in report.layers] == ["0", "2"]
+
+
 def test_tied_weights_and_modules():
     class Tied(nn.Module):
         def __init__(self):
@@ -192,10 +213,13 @@ def test_layers_that_would_lose_something_stay():
         }
     )
     model["hooked"].register_forward_hook(lambda *_: None)
+    model["patched"] = nn.Linear(4, 4)
+    model["patched"].forward = lambda x: x
     report = factorize(model, format="fixed-rank", rank=1)
     assert report.layers == ()
     reasons = {
         "hooked": "hooks",
+        "patched": "forward method of its own",
         "normed": "ParametrizedLinear",
         "short": "bfloat16",
         "grouped": "4 groups",

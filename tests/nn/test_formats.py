@@ -56,6 +56,21 @@ def test_an_inverse_free_layer_has_the_same_output_and_riemannian_gradient(name)
     )
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_gradients_of_an_inverse_free_layer_for_each_sample(form):
+    layer = Linear(8, 6, format=form, rank=2, inverse_free=True, dtype=torch.float64)
+    weights, x = torch.stack([layer.weight.detach()] * 2), torch.randn(3, 8, dtype=torch.float64)
+
+    def loss(weight, x):
+        return torch.func.functional_call(layer, {"weight": weight}, (x,)).square().sum()
+
+    layer(x).square().sum().backward()
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(layer.weight.detach(), x)
+    torch.testing.assert_close(each.sum(0), layer.weight.grad)
+    of_both = torch.func.vmap(torch.func.grad(loss), (0, None))(weights, x)
+    torch.testing.assert_close(of_both, torch.stack([layer.weight.grad] * 2))
+
+
 @pytest.mark.parametrize("name", PLAIN)
 def test_gradcheck_through_a_functional_call_with_plain_tensors(name):
     case = PLAIN[name]
@@ -135,6 +150,18 @@ def test_an_index_outside_is_an_error(form, index):
         Embedding(11, 6, format=form, rank=2)(torch.tensor([0, index]))
 
 
+@pytest.mark.parametrize("form", ["fixed-rank", "tensor-train"])
+def test_gradients_of_an_embedding_for_each_sample(form):
+    layer = Embedding(11, 6, format=form, rank=2, dtype=torch.float64)
+    weight, index = {"weight": layer.weight.detach().clone()}, torch.tensor([[1, 5], [10, 0], [3, 3]])
+
+    def loss(weight, index):
+        return torch.func.functional_call(layer, weight, (index,)).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(weight, index)["weight"]
+    torch.testing.assert_close(each.sum(0), torch.func.grad(loss)(weight, index)["weight"])
+
+
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("size", [None, (9, 8), (10, 8)])
 def test_a_transposed_convolution_takes_an_output_size(form, size):
@@ -144,6 +171,21 @@ def test_a_transposed_convolution_takes_an_output_size(form, size):
     torch.testing.assert_close(layer(x, size), layer.to_dense()(x, size))
     with pytest.raises(ValueError, match="output size"):
         layer(x, (20, 20))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize(
+    "options", [{"stride": (2,)}, {"dilation": (2,)}, {"padding": (1,), "dilation": [2]}], ids=str
+)
+@pytest.mark.parametrize("cls", [Conv2d, ConvTranspose2d])
+def test_a_tuple_of_one_is_for_all_axes_as_in_torch(cls, options, form):
+    torch.manual_seed(0)
+    dense = cls.dense_type(4, 3, (3, 2), **options, dtype=torch.float64)
+    layer = cls.from_dense(dense, rank=1.0, format=form)
+    x = torch.randn(2, 4, 7, 6, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), dense(x))
+    torch.testing.assert_close(layer.to_dense()(x), dense(x))
+    assert layer.multiplications > 0
 
 
 @pytest.mark.parametrize("form", FORMATS)

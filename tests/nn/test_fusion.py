@@ -313,9 +313,10 @@ def _by_data(m, x):
         (lambda m, x: m.norm(m.norm(m.conv(x))), 0),
         (lambda m, x: m.norm(x) + m.norm(m.conv(x)), 0),
         (lambda m, x: (lambda y: y + m.norm(y))(m.conv(x)), 0),
+        (lambda m, x: m.norm(m.conv(x)) * m.norm.weight.mean(), 0),
         (_by_data, 0),
     ],
-    ids=["once", "twice", "also without", "sum", "twice in a row", "elsewhere", "both", "by data"],
+    ids=["once", "twice", "also without", "sum", "twice in a row", "elsewhere", "both", "read", "by data"],
 )
 def test_what_is_moved(how, count):
     torch.manual_seed(0)
@@ -349,6 +350,9 @@ def test_what_stays():
     hooked = nn.BatchNorm2d(6)
     hooked.register_forward_hook(lambda *arguments: None)
     assert count(Conv2d(6, 6, 3, rank=2), hooked) == 0
+    patched = nn.BatchNorm2d(6)
+    patched.forward = lambda x: x
+    assert count(Conv2d(6, 6, 3, rank=2), patched) == 0
     conv, norm = Conv2d(6, 6, 3, rank=2), nn.BatchNorm2d(6)
     assert fuse_normalization(nn.Sequential(conv, norm, nn.ReLU(), conv, norm)) == 0
     assert fuse_normalization(conv) == 0

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from tenfold.nn.adapters.layer import Adapter
 from tenfold.nn.adapters.lookup import (
@@ -21,7 +23,7 @@ from tenfold.nn.adapters.lookup import (
 )
 from tenfold.nn.adapters.report import AdaptedWeight, AdapterReport
 from tenfold.nn.formats import RankLike
-from tenfold.nn.sites import replace
+from tenfold.nn.sites import patterns_of, replace
 
 __all__ = ["adapt", "describe", "install", "unadapt"]
 
@@ -81,6 +83,8 @@ def adapt(
     ValueError
         If a name or pattern fits nothing, a layer that is named outright cannot be adapted or has an adapter
         of this name, the rank is not feasible, or an argument is out of range; the model is then unchanged.
+    TypeError
+        If ``include``, ``exclude`` or ``trainable`` is a single string.
 
     Examples
     --------
@@ -98,6 +102,10 @@ def adapt(
     check_name(name)
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
+    if not math.isfinite(scale):
+        raise ValueError(f"scale must be finite, got {scale}")
+    include = None if include is None else patterns_of("include", include)
+    exclude, trainable = patterns_of("exclude", exclude), patterns_of("trainable", trainable)
     kept = _fitting(trainable, [key for key, _ in model.named_parameters()], "parameter")
     layers = candidates(model)
     for pattern in [*(include or ()), *exclude]:
@@ -199,14 +207,24 @@ def install(model: nn.Module, name: str, new: Mapping[str, Adapter], kept: Seque
         Name of the layer and adapter; each layer passes :func:`why_not`.
     kept : sequence of str
         Names of parameters that are not frozen.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is that of a lazy module and has no shape yet; the model is then unchanged.
     """
-    frozen = model.__dict__.setdefault(_FROZEN, set())
     first = not adapted_layers(model)
-    for key, parameter in model.named_parameters():
-        concerned = first or key.rpartition(".")[0] in new
-        if concerned and parameter.requires_grad and key not in kept:
-            parameter.requires_grad_(False)
-            frozen.add(key)
+    concerned = {
+        key: parameter
+        for key, parameter in model.named_parameters()
+        if (first or key.rpartition(".")[0] in new) and parameter.requires_grad and key not in kept
+    }
+    for key, parameter in concerned.items():
+        if is_lazy(parameter):
+            raise ValueError(f"{key!r} has no shape, and cannot be frozen, before a first forward pass")
+    model.__dict__.setdefault(_FROZEN, set()).update(concerned)
+    for parameter in concerned.values():
+        parameter.requires_grad_(False)
     for layer, adapter in new.items():
         module = model.get_submodule(layer)
         kind_of(module).attach(module, name, adapter)

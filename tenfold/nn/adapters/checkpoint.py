@@ -150,7 +150,10 @@ def checked_layer(model: nn.Module, layer: str, name: str, path: Path) -> LowRan
     reason = why_not(model, layer, name)
     if reason:
         raise ValueError(f"{path}: {layer!r} cannot have the adapter {name!r}: {reason}")
-    return kind_of(module).draw(module, 1)
+    update = kind_of(module).draw(module, 1)
+    if update.weight.is_meta:
+        raise ValueError(f"{path}: {layer!r} is on the meta device, which takes no numbers")
+    return update
 
 
 def placed(update: LowRankLayer, manifold: TreeManifold, point: torch.Tensor) -> LowRankLayer:

@@ -170,8 +170,8 @@ class AdaptedLayer(nn.Module, abc.ABC):
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *arguments: Any, **options: Any
     ) -> None:
-        if f"{prefix}weight" in state_dict:
-            self.unmerge()
+        if any(key.startswith((f"{prefix}weight", f"{prefix}adapters.")) for key in state_dict):
+            self.unmerge()  # the sum would be that of old updates
         super()._load_from_state_dict(state_dict, prefix, *arguments, **options)
 
 

@@ -56,8 +56,11 @@ def adapter_names(model: nn.Module) -> tuple[str, ...]:
 
 def check_name(name: str) -> None:
     """Raise ValueError unless a string can be the name of an adapter."""
-    if not name or "." in name or hasattr(nn.ModuleDict, name):
-        raise ValueError(f"the name of an adapter needs characters other than '.', got {name!r}")
+    if not name or "." in name or hasattr(nn.ModuleDict(), name):
+        raise ValueError(
+            "the name of an adapter needs characters other than '.', and must not be an attribute of "
+            f"torch.nn.ModuleDict, got {name!r}"
+        )
 
 
 def check_known(model: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
@@ -80,6 +83,8 @@ def why_not(model: nn.Module, layer: str, name: str = "") -> str:
         if name in module.adapters:
             return f"it has an adapter of the name {name!r}"
         return "it is merged; unmerge it first" if module.merged else ""
+    if "forward" in module.__dict__:
+        return "it has a forward method of its own, which would not call the adapter"
     if getattr(module, "groups", 1) != 1:
         return f"it has {module.groups} groups"
     weight = module._parameters.get("weight")
