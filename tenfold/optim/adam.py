@@ -10,6 +10,7 @@ import geoopt
 import torch
 from torch.optim.adam import adam
 from torch.optim.adamw import adamw
+from torch.optim.optimizer import _get_scalar_dtype
 
 from tenfold.manifolds import LowRankManifold
 from tenfold.optim.base import RiemannianOptimizer
@@ -26,7 +27,8 @@ class SecondMoment(str, Enum):
     COORDINATE = "coordinate"
     """One number for every isometric coordinate, carried along with the bases."""
     SCALAR = "scalar"
-    """The mean over all coordinates: the step is a multiple of the first moment, whatever the bases."""
+    """The mean over all packed numbers, those that the gauge makes zero included: the step is a multiple of
+    the first moment, whatever the bases, and moves the weight by about ``lr * sqrt(size)``."""
 
 
 class RiemannianAdam(RiemannianOptimizer):
@@ -126,10 +128,10 @@ class RiemannianAdam(RiemannianOptimizer):
     def _check_group(self, group: Group) -> None:
         self._check_lr(group["lr"])
         for name in ("eps", "weight_decay"):
-            if group[name] < 0:
+            if not group[name] >= 0:
                 raise ValueError(f"{name} must not be negative, got {group[name]}")
-        if not all(0 <= beta < 1 for beta in group["betas"]):
-            raise ValueError(f"betas must lie in [0, 1), got {group['betas']}")
+        if len(group["betas"]) != 2 or not all(0 <= beta < 1 for beta in group["betas"]):
+            raise ValueError(f"betas must lie in [0, 1) and be two, got {group['betas']}")
         SecondMoment(group["second_moment"])
         if group["foreach"] and isinstance(group["lr"], torch.Tensor):
             raise ValueError("foreach=True and a tensor lr do not go together, as in torch.optim.Adam")
@@ -180,7 +182,7 @@ class RiemannianAdam(RiemannianOptimizer):
     def _plain_step(self, group: Group, parameters: list[torch.Tensor]) -> None:
         for p in parameters:
             if not self.state[p]:
-                self.state[p]["step"] = torch.tensor(0.0)
+                self.state[p]["step"] = torch.tensor(0.0, dtype=_get_scalar_dtype())
                 names = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
                 for name in names:
                     self.state[p][name] = torch.zeros_like(p, memory_format=torch.preserve_format)

@@ -15,6 +15,7 @@ from tenfold.distributed.sharded import is_sharded, total, whole
 from tenfold.linalg import NonFiniteError
 from tenfold.manifolds import LowRankManifold
 from tenfold.optim.agreement import agreed_ranks, check_agreement, require_company
+from tenfold.optim.autocast import without_autocast
 from tenfold.optim.checked import CheckedOptimizer, Group
 from tenfold.optim.master import MASTER, needs_master, working_point
 from tenfold.optim.rank_policy import RankPolicy
@@ -120,6 +121,12 @@ class RiemannianOptimizer(CheckedOptimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        with without_autocast(p for group in self.param_groups for p in group["params"]):
+            self._step_all()
+        return loss
+
+    def _step_all(self) -> None:
+        """The step, with the gradients that are there."""
         plain: list[tuple[Group, list[torch.Tensor]]] = []
         updates: list[Update] = []
         conditioning: list[torch.Tensor] = []
@@ -129,6 +136,7 @@ class RiemannianOptimizer(CheckedOptimizer):
                 raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
             plain.append((group, [p for p in live if not isinstance(p, geoopt.ManifoldParameter)]))
             curved = [p for p in live if isinstance(p, geoopt.ManifoldParameter)]
+            self._check_state(curved)
             adapting: list[Adapting] = []
             policy = group["rank_adaptation"]
             if policy is not None:
@@ -159,7 +167,6 @@ class RiemannianOptimizer(CheckedOptimizer):
             update.commit(self.state[update.parameter])
         self._stabilize()
         check_agreement([u.parameter for u in updates if u.manifold is not None], self.state)
-        return loss
 
     def _decides(self, group: Group, step: int) -> bool:
         """Whether ranks are decided in a step."""
@@ -173,13 +180,12 @@ class RiemannianOptimizer(CheckedOptimizer):
         self, group: Group, batch: Batch, adapt: bool, conditioning: list[torch.Tensor]
     ) -> Sequence[Update | Adapting]:
         """The updates of a batch, or what is needed to decide on its ranks."""
-        self._check_state(batch)
         manifold, x = batch.manifold, batch.x
         grad, decay = self._downhill(group, batch.grad), self._coupled_decay(group)
         if not isinstance(manifold, LowRankManifold):
             rgrad = manifold.egrad2rgrad(x, grad.add(x, alpha=decay) if decay else grad)
             direction, state = self._direction(group, manifold, x, rgrad, batch.state)
-            y, state = self._carry(manifold, x, -group["lr"] * direction, state, {})
+            y, state = self._carry(manifold, x, -self._rate(group) * direction, state, {})
             return [Update(p, y_p, s_p) for p, y_p, s_p in batch.split(y, state)]
         damping = group["damping"]
         exact = manifold.frame(x) if damping is None or adapt else None
@@ -190,7 +196,7 @@ class RiemannianOptimizer(CheckedOptimizer):
             conditioning.append(estimate)
         direction, state = self._tangent_direction(group, manifold, x, grad, decay, frame, batch.state)
         if not adapt:
-            step = -group["lr"] * direction
+            step = -self._rate(group) * direction
             implied = self.tangent_state if damping is not None and self.linear_direction else ()
             if damping is not None:
                 y = manifold.retr(x, step, frame=frame)
@@ -204,7 +210,7 @@ class RiemannianOptimizer(CheckedOptimizer):
                 same = state[name] is direction
                 state[name] = isometric if same else manifold.undamped(x, state[name], frame, **known)
             direction = isometric
-        step = -group["lr"] * direction
+        step = -self._rate(group) * direction
         # The sum is several times faster than a look at every number, and seldom deceived.
         if group["check_finite"] and not torch.isfinite(_magnitude([step])) and not step.isfinite().all():
             raise NonFiniteError(f"the step of {self._name(parameter)} overflows; nothing was changed")
@@ -214,6 +220,12 @@ class RiemannianOptimizer(CheckedOptimizer):
     def _downhill(group: Group, grad: torch.Tensor) -> torch.Tensor:
         """The gradient of what is minimised."""
         return -grad if group.get("maximize") else grad
+
+    @staticmethod
+    def _rate(group: Group) -> float | torch.Tensor:
+        """The learning rate; a tensor without dimensions, which would broadcast and decide on types."""
+        lr = group["lr"]
+        return lr.reshape(()) if isinstance(lr, torch.Tensor) else lr
 
     def _coupled_decay(self, group: Group) -> float:
         """Weight decay that is part of the gradient."""
@@ -350,8 +362,8 @@ class RiemannianOptimizer(CheckedOptimizer):
             stacklevel=5,
         )
 
-    def _check_state(self, batch: Batch) -> None:
-        for p in batch.members:
+    def _check_state(self, parameters: Iterable[torch.Tensor]) -> None:
+        for p in parameters:
             for name in self._held(self.tangent_state, self.state[p]):
                 found, needed = tuple(self.state[p][name].shape), self._state_shape(p)
                 if found != needed:
@@ -368,6 +380,7 @@ def _magnitude(tensors: list[torch.Tensor]) -> torch.Tensor:
         others = [tensor for tensor in tensors if not is_sharded(tensor)]
         parts = [total(sharded), *([_magnitude(others)] if others else [])]
         return torch.stack(parts).sum()
+    tensors = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in tensors]
     if all(tensor.device.type == "cpu" for tensor in tensors):
         # The fastest pass there; sums of half precision would overflow early.
         wide = {torch.float16: torch.float32, torch.bfloat16: torch.float32}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,9 +16,12 @@ from tenfold.manifolds import TreeManifold, is_low_rank
 __all__ = ["Capture"]
 
 
-@dataclass
+@dataclass(eq=False)
 class _Call:
-    """One call of a module: what went in, and the gradient of what came out."""
+    """One call of a module: what went in, and the gradient of what came out.
+
+    ``backward`` is the number of the pass that gave the gradient, ``found`` what the parameter had before.
+    """
 
     module: nn.Module
     name: str
@@ -25,6 +29,8 @@ class _Call:
     kwargs: dict[str, Any]
     autocast: tuple[bool, torch.dtype]
     grad: torch.Tensor | None = None
+    backward: int = -1
+    found: tuple[int, int] | None = None
 
 
 class Capture:
@@ -61,7 +67,22 @@ class Capture:
             if is_low_rank(parameter):
                 call = _Call(module, name, args, kwargs, autocast)
                 self._calls.setdefault(id(parameter), []).append(call)
-                output.register_hook(lambda grad, call=call: setattr(call, "grad", grad))
+                output.register_hook(partial(self._received, parameter, call))
+
+    def _received(self, parameter: torch.Tensor, call: _Call, grad: torch.Tensor) -> None:
+        """Add up what one backward pass after the other adds to the gradient of a parameter."""
+        if not self._handles:
+            return
+        held, backward = parameter.grad, torch._C._current_graph_task_id()
+        calls = self._calls.setdefault(id(parameter), [])
+        if held is None:
+            # What other passes gave has been dropped since, or was not for the parameters (autograd.grad).
+            calls[:] = [known for known in calls if known.grad is None or known.backward == backward]
+        found = None if held is None else (id(held), held._version)
+        call.grad = grad if call.grad is None or call.found == found or held is None else call.grad + grad
+        call.backward, call.found = backward, found
+        if call not in calls:
+            calls.append(call)
 
     def core_gradient(
         self, parameter: torch.Tensor, manifold: TreeManifold, point: torch.Tensor
@@ -111,6 +132,7 @@ class Capture:
         self.clear()
         for handle in self._handles:
             handle.remove()
+        self._handles.clear()
 
 
 def _autocast(kind: str, state: tuple[bool, torch.dtype]) -> Any:

@@ -11,7 +11,7 @@ import torch
 
 from tenfold.optim.master import MASTER, needs_master
 from tenfold.optim.rank_policy import RankPolicy, policy_from_state, policy_state
-from tenfold.optim.saved_state import checked_state_dict
+from tenfold.optim.saved_state import checked_state_dict, checking
 from tenfold.optim.update import State
 
 __all__ = ["CheckedOptimizer", "Group"]
@@ -41,7 +41,7 @@ class CheckedOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
             raise TypeError(f"rank_adaptation must be a RankPolicy or None, got {policy!r}")
         if stabilize is not None and stabilize < 1:
             raise ValueError(f"stabilize must be a positive number of steps or None, got {stabilize}")
-        if complete["damping"] is not None and complete["damping"] < 0:
+        if complete["damping"] is not None and not complete["damping"] >= 0:
             raise ValueError(f"damping must not be negative, got {complete['damping']}")
         self._check_group(complete)
 
@@ -52,7 +52,7 @@ class CheckedOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
     def _check_lr(lr: float | torch.Tensor) -> None:
         if isinstance(lr, torch.Tensor) and lr.numel() != 1:
             raise ValueError(f"a tensor lr must hold one number, got the shape {tuple(lr.shape)}")
-        if lr < 0:
+        if not lr >= 0:
             raise ValueError(f"lr must not be negative, got {lr}")
 
     def _named(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -94,6 +94,25 @@ class CheckedOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
             If the groups or the state do not fit the parameters, or a hyperparameter is not one; the
             optimizer is then unchanged.
         """
+        taken: dict[str, Any] = {}
+
+        def check(given: dict[str, Any]) -> dict[str, Any]:
+            taken.update(self._checked(given))
+            return taken
+
+        with checking(self, state_dict, check):
+            super().load_state_dict(state_dict)
+        numbers = [number for group in taken["param_groups"] for number in group["params"]]
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        for number, p in zip(numbers, parameters, strict=True):
+            # torch rounds the state to the type of the parameter; beside a master copy it is not.
+            if needs_master(p):
+                for name, value in taken["state"].get(number, {}).items():
+                    if isinstance(value, torch.Tensor):
+                        self.state[p][name] = value.to(p.device, copy=True)
+
+    def _checked(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """A state that fits, with rank policies in the place of plain data."""
         state_dict = checked_state_dict(self, state_dict, self._saved_shape)
         groups = [
             {**group, "rank_adaptation": policy_from_state(group.get("rank_adaptation"))}
@@ -106,13 +125,7 @@ class CheckedOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
             self._check_hyperparameters(group)
         for number, p, group in zip(numbers, parameters, owners, strict=True):
             self._check_saved_state(number, p, state_dict["state"].get(number, {}), group)
-        super().load_state_dict({**state_dict, "param_groups": groups})
-        for number, p in zip(numbers, parameters, strict=True):
-            # torch rounds the state to the type of the parameter; beside a master copy it is not.
-            if needs_master(p):
-                for name, value in state_dict["state"].get(number, {}).items():
-                    if isinstance(value, torch.Tensor):
-                        self.state[p][name] = value.to(p.device, copy=True)
+        return {**state_dict, "param_groups": groups}
 
     def _saved_shape(self, parameter: torch.Tensor, name: str) -> tuple[int, ...] | None:
         """Shape that a tensor in the saved state of a parameter must have; None where a subclass knows."""

@@ -10,6 +10,7 @@ import torch
 
 from tenfold.distributed.sharded import whole
 from tenfold.linalg import vector_norm
+from tenfold.optim.autocast import without_autocast
 from tenfold.optim.update import batches
 
 __all__ = ["clip_riemannian_norm_"]
@@ -56,7 +57,7 @@ def clip_riemannian_norm_(
     -----
     Complexity: the gradient conversion of a step, batched over parameters on equal manifolds.
     """
-    if max_norm <= 0:
+    if not max_norm > 0:
         raise ValueError(f"max_norm must be positive, got {max_norm}")
     given = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
     live = [p for p in given if p.grad is not None]
@@ -66,10 +67,11 @@ def clip_riemannian_norm_(
     norms = [
         whole(torch.linalg.vector_norm(p.grad)) for p in live if not isinstance(p, geoopt.ManifoldParameter)
     ]
-    for batch in batches(curved, defaultdict(dict), foreach=None):
-        manifold = batch.manifold
-        rgrad = manifold.egrad2rgrad(batch.x, batch.grad)
-        norms.append(vector_norm(manifold.norm(batch.x, rgrad).reshape(-1)))
+    with without_autocast(curved):
+        for batch in batches(curved, defaultdict(dict), foreach=None):
+            manifold = batch.manifold
+            rgrad = manifold.egrad2rgrad(batch.x, batch.grad)
+            norms.append(vector_norm(manifold.norm(batch.x, rgrad).reshape(-1)))
     total = vector_norm(torch.stack([norm.to(norms[0]) for norm in norms]))
     if error_if_nonfinite and not torch.isfinite(total):
         raise RuntimeError(

@@ -15,6 +15,7 @@ from torch import nn
 from tenfold.manifolds import LowRankManifold, TreeManifold, is_low_rank, move_
 from tenfold.manifolds.tree_calculus import Frame
 from tenfold.optim.agreement import agreed_mean, require_company
+from tenfold.optim.autocast import without_autocast
 from tenfold.optim.base import RiemannianOptimizer
 from tenfold.optim.capture import Capture
 from tenfold.optim.checked import Group
@@ -74,11 +75,17 @@ class CoreIntegration(RiemannianOptimizer):
             )
         self._capture = None if model is None else Capture(model)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """torch keeps groups and state alone in copies."""
+        names = ("integrator", "_core_steps_default", "_capture")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in names}}
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         for p in group["params"]:
             if is_low_rank(p) and not isinstance(p.manifold, TreeManifold):
+                del self.param_groups[-1]
                 raise TypeError(f"{type(self).__name__} needs formats with a core, got {p.manifold}")
         group.setdefault("core_steps", self._core_steps_default)
 
@@ -139,7 +146,9 @@ class CoreIntegration(RiemannianOptimizer):
         elif self.integrator is Integrator.TWO_PASS:
             raise ValueError("the two-pass integrator evaluates the loss again: call step(closure)")
         try:
-            self._augmented = self._augmentations(closure)
+            parameters = (p for group in self.param_groups for p in group["params"])
+            with without_autocast(parameters, closure) as again:
+                self._augmented = self._augmentations(again)
             # Not super().step(): torch has put the hooks of a step around those of classes with instances.
             RiemannianOptimizer.step(self)
         finally:
@@ -159,6 +168,7 @@ class CoreIntegration(RiemannianOptimizer):
                 continue
             live = [p for p in group["params"] if p.grad is not None and is_low_rank(p)]
             require_company(live, self._name)
+            self._check_state(live)
             self._require_finite([p.grad for p in live], [], [])
             for p in live:
                 wide.append(self._augment(group, p))
@@ -271,7 +281,7 @@ class CoreIntegration(RiemannianOptimizer):
         else:
             grad = manifold.radial(grad)
         direction, state = self._inner(group, manifold, x, grad, batch.state)
-        y = x - group["lr"] * manifold.radial(direction)
+        y = x - self._rate(group) * manifold.radial(direction)
         return [Update(p, y_p, s_p) for p, y_p, s_p in batch.split(y, state)]
 
     def _inner(
@@ -291,7 +301,7 @@ class CoreIntegration(RiemannianOptimizer):
             frame = home.frame(x)
             rgrad = home.egrad2rgrad(x, self._downhill(group, grad), frame=frame)
             direction, state = self._inner(group, home, x, rgrad, state)
-            wide, y = home.extended(x, -group["lr"] * direction, frame=frame)
+            wide, y = home.extended(x, -self._rate(group) * direction, frame=frame)
             return wide, y, self._transported(state, home, x, wide, y, frame)
         item = self._augmented[id(p)]
         wide, y, frame, core_grad = item.manifold, item.point, item.frame, item.core_grad
@@ -301,7 +311,7 @@ class CoreIntegration(RiemannianOptimizer):
         blocks[wide.tree.root] = self._downhill(group, core_grad)
         state = self._transported(state, home, x, wide, y, frame)
         direction, state = self._inner(group, wide, y, wide.pack_point(*blocks), state)
-        z = y - group["lr"] * wide.radial(direction)
+        z = y - self._rate(group) * wide.radial(direction)
         return wide, z, self._transported(state, wide, y, wide, z)
 
     def zero_grad(self, set_to_none: bool = True) -> None:

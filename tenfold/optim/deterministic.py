@@ -16,11 +16,12 @@ from tenfold.linalg import NonFiniteError
 from tenfold.manifolds import LowRankManifold, is_low_rank, move_
 from tenfold.manifolds.growth import grow
 from tenfold.optim.agreement import agreed_mean, agreed_ranks, check_agreement, require_company
+from tenfold.optim.autocast import without_autocast
 from tenfold.optim.curve import SearchCurve, Tangent, inner, riemannian
 from tenfold.optim.line_search import Trial, WolfeSearch
 from tenfold.optim.line_search_report import LineSearchReport, Outcome
 from tenfold.optim.rank_policy import Pending, RankPolicy
-from tenfold.optim.saved_state import checked_state_dict
+from tenfold.optim.saved_state import checked_state_dict, checking
 
 __all__ = ["LineSearchOptimizer"]
 
@@ -53,6 +54,8 @@ class LineSearchOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
         What happened in the last step.
     """
 
+    report: LineSearchReport | None = None  # in copies, too, in which torch keeps groups and state alone
+
     def __init__(
         self,
         params: Any,
@@ -81,7 +84,6 @@ class LineSearchOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
             "last_slope": None,
         }
         super().__init__(params, defaults)
-        self.report: LineSearchReport | None = None
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Refuse a second group: there is one direction and one step length."""
@@ -213,11 +215,13 @@ class LineSearchOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
         """
         if not callable(closure):
             raise TypeError(f"{type(self).__name__}.step needs a closure that reevaluates the loss")
-        with self._all_or_nothing():
-            return self._iterate(closure)
+        with without_autocast(self.param_groups[0]["params"], closure) as evaluated, self._all_or_nothing():
+            return self._iterate(evaluated)
 
     def _iterate(self, closure: Callable[[], Any]) -> torch.Tensor:
         group = self.param_groups[0]
+        for p in filter(self.state.get, group["params"]):
+            self.state[p] = {name: value.to(p) for name, value in self.state[p].items()}  # after `double()`
         evaluations = 0
         reduced = [p for p in group["params"] if reducer_of(p) is not None][:1]
 
@@ -334,6 +338,11 @@ class LineSearchOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
             If groups or state do not fit the parameters, or a hyperparameter is not one; the optimizer is
             then unchanged.
         """
+        with checking(self, state_dict, self._checked):
+            super().load_state_dict(state_dict)
+
+    def _checked(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """A state that fits."""
         state_dict = checked_state_dict(self, state_dict)
         (group,) = state_dict["param_groups"]
         WolfeSearch(group["decrease"], group["curvature"], group["max_doublings"])  # refuses what is none
@@ -349,7 +358,7 @@ class LineSearchOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
                 raise ValueError(f"the state of parameter {number} has an unknown {odd[0]!r}")
             if not all(isinstance(value, torch.Tensor) for value in saved.values()):
                 raise ValueError(f"the state of parameter {number} holds something other than tensors")
-        super().load_state_dict(state_dict)
+        return state_dict
 
     @abc.abstractmethod
     def _saved_names(self, count: int) -> set[str]:

@@ -25,7 +25,7 @@ class BudgetAdaptation(RankPolicy):
     Parameters
     ----------
     compression : float
-        ``1 - stored / dense`` over the parameters of the group, in (0, 1).
+        ``1 - stored / dense`` over the parameters of the group that have a gradient in that step, in (0, 1).
     final_compression : float or None
         The compression of the last decision before ``stop``, at least ``compression``. Between ``start`` and
         it the share that is stored falls geometrically; None keeps ``compression``.
@@ -92,7 +92,8 @@ class BudgetAdaptation(RankPolicy):
         self, pending: Sequence[Pending], limits: Sequence[list[tuple[int, int]]], step: int
     ) -> list[Ranks]:
         compression = self.budget(step)
-        allowed = (1 - compression) * sum(item.manifold.dense_size for item in pending)
+        counts = [item.truncation.singular_values[0].shape[:-1].numel() for item in pending]  # of batches
+        allowed = (1 - compression) * _inner(counts, [item.manifold.dense_size for item in pending])
         ranks = [[high for _, high in bounds] for bounds in limits]
         sizes = [_size(item.manifold, r) for item, r in zip(pending, ranks, strict=True)]
         spare = self.spare(step)
@@ -110,10 +111,10 @@ class BudgetAdaptation(RankPolicy):
         for n, bounds in enumerate(limits):
             for k in range(len(bounds)):
                 offer(n, k)
-        while sum(sizes) > allowed:
+        while _inner(counts, sizes) > allowed:
             if not queue:
                 raise ValueError(
-                    f"the lowest ranks allowed need {sum(sizes)} parameters, but compression "
+                    f"the lowest ranks allowed need {_inner(counts, sizes)} parameters, but compression "
                     f"{compression:g} leaves {int(allowed)}: lower min_rank or compression"
                 )
             _, n, k, rank = heapq.heappop(queue)
@@ -135,6 +136,11 @@ def _energies(item: Pending, spare: int) -> list[list[float]]:
         [values[max(j - spare, 0) if j < most else j] for j in range(len(values))]
         for values, most in zip(energies, clear_ranks(item), strict=True)
     ]
+
+
+def _inner(counts: Sequence[int], sizes: Sequence[int]) -> int:
+    """Numbers in all members of all batches, each of a size."""
+    return sum(count * size for count, size in zip(counts, sizes, strict=True))
 
 
 def _size(manifold: LowRankManifold, ranks: Sequence[int]) -> int:

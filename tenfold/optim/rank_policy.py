@@ -45,7 +45,7 @@ class RankPolicy(abc.ABC):
     min_rank : int or float
         Ranks never fall below it; a float in (0, 1] is a fraction of the full rank.
     max_rank : int, float or None
-        Ranks never exceed it; a float in (0, 1] is a fraction of the full rank.
+        Ranks never exceed it, not even for ``min_rank``; a float in (0, 1] is a fraction of the full rank.
     every : int
         Decide in every ``every``-th step; the steps between keep their ranks and never synchronise.
     start : int
@@ -95,6 +95,9 @@ class RankPolicy(abc.ABC):
             fits = fits or (bound is None and name == "max_rank")
             if not fits:
                 raise ValueError(f"{name} must be an integer >= 1 or a fraction in (0, 1], got {bound}")
+        low, high = self.min_rank, self.max_rank
+        if high is not None and type(low) is type(high) and low > high:
+            raise ValueError(f"min_rank must not exceed max_rank={high}, got {low}")
         for name in ("every", "multiple_of"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import geoopt
@@ -11,7 +12,7 @@ import torch
 from tenfold.untrusted import values
 from tenfold.untrusted.tensors import check_tensor
 
-__all__ = ["checked_state_dict"]
+__all__ = ["checked_state_dict", "checking"]
 
 Shape = Callable[[torch.Tensor, str], "tuple[int, ...] | None"]
 
@@ -68,6 +69,36 @@ def checked_state_dict(
         for name, value in state.items():
             _check_entry(f"the saved {name} of parameter {number}", name, value, parameters[number], shape_of)
     return dict(saved)
+
+
+@contextmanager
+def checking(
+    optimizer: torch.optim.Optimizer, saved: Any, check: Callable[[dict[str, Any]], dict[str, Any]]
+) -> Iterator[None]:
+    """Have torch's ``load_state_dict`` check the state after the hooks that users registered for it.
+
+    These may bring a state into shape, for parameters in another order for instance.
+
+    Parameters
+    ----------
+    optimizer : torch.optim.Optimizer
+        Whose ``load_state_dict`` is called inside.
+    saved : object
+        What it will be given.
+    check : callable
+        Returns what is to be loaded in the place of what the hooks left, or raises.
+
+    Raises
+    ------
+    ValueError
+        If `saved` is no mapping.
+    """
+    values.mapping(values.anything)("the optimizer's state", saved)
+    handle = optimizer.register_load_state_dict_pre_hook(lambda _, state_dict: check(state_dict))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 _LAYOUT = values.record(

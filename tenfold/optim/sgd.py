@@ -120,7 +120,7 @@ class RiemannianSGD(RiemannianOptimizer):
     def _check_group(self, group: Group) -> None:
         self._check_lr(group["lr"])
         for name in ("momentum", "weight_decay"):
-            if group[name] < 0:
+            if not group[name] >= 0:
                 raise ValueError(f"{name} must not be negative, got {group[name]}")
         if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
             raise ValueError(

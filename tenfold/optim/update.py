@@ -53,6 +53,8 @@ class Update:
         """Carry the update out; ``state`` is the optimizer's entry for the parameter."""
         if needs_master(self.parameter):
             state[MASTER] = self.point
+        else:
+            state.pop(MASTER, None)  # of a parameter that was in half precision before
         if self.manifold is None or self.manifold == self.parameter.manifold:
             self.parameter.copy_(self.point)
         else:
@@ -126,7 +128,9 @@ class Batch:
         points = [working_point(p, s.get(MASTER)) for p, s in zip(members, states, strict=True)]
         grads = [p.grad.to(x.dtype) for p, x in zip(members, points, strict=True) if p.grad is not None]
         state = {
-            name: _stack([s[name] for s in states]) if isinstance(value, torch.Tensor) else value
+            name: _stack([_like(x, s[name]) for x, s in zip(points, states, strict=True)])
+            if isinstance(value, torch.Tensor)
+            else value
             for name, value in states[0].items()
             if name != MASTER
         }
@@ -182,6 +186,11 @@ def batches(
         groups.setdefault(key, []).append(p)
     for members in groups.values():
         yield Batch.of(members, [states[p] for p in members])
+
+
+def _like(x: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """State of the type that its parameter has by now, as after ``model.double()``."""
+    return value if x.is_complex() else value.to(x)
 
 
 def _stack(tensors: list[torch.Tensor]) -> torch.Tensor:

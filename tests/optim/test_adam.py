@@ -146,7 +146,13 @@ def test_small_second_moments_stay_small_and_positive(manifold):
 
 def test_refusals():
     p = parameter(MANIFOLDS[0])
-    for options in ({"betas": (1.0, 0.9)}, {"eps": -1.0}, {"second_moment": "block"}, {"damping": -1.0}):
+    for options in (
+        {"betas": (1.0, 0.9)},
+        {"betas": (0.9,)},
+        {"eps": -1.0},
+        {"second_moment": "block"},
+        {"damping": -1.0},
+    ):
         with pytest.raises(ValueError, match=f"{next(iter(options))}|block"):
             RiemannianAdam([p], **options)
     with pytest.raises(TypeError, match="fused"):
@@ -170,3 +176,16 @@ def test_a_tensor_lr_is_refused_beside_foreach_before_any_step(cls):
     with pytest.raises(ValueError, match="foreach=True and a tensor lr"):
         cls([p], lr=torch.tensor(0.1), foreach=True)
     cls([p], lr=torch.tensor(0.1))
+
+
+def test_steps_are_counted_exactly_whatever_the_default_type():
+    p = torch.nn.Parameter(torch.ones(2))
+    optimizer = RiemannianAdam([p])
+    p.grad = torch.ones(2)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        for _ in range(258):
+            optimizer.step()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert optimizer.state[p]["step"] == 258

@@ -46,6 +46,8 @@ def test_short_gradients_and_refusals():
     assert torch.equal(p.grad, before)
     with pytest.raises(ValueError, match="max_norm"):
         clip_riemannian_norm_([p], 0.0)
+    with pytest.raises(ValueError, match="max_norm"):
+        clip_riemannian_norm_([p], torch.nan)
     plain = torch.nn.Parameter(torch.ones(2))
     plain.grad = torch.tensor([1.0, float("inf")])
     with pytest.raises(RuntimeError, match="cannot be clipped"):

@@ -8,9 +8,28 @@ import pytest
 import torch
 
 import tenfold
-from tenfold.manifolds import TuckerManifold
-from tenfold.optim import RankAdaptation, RiemannianSGD
-from tests.optim.problems import MANIFOLDS, descend, distance, generator, parameter, target
+from tenfold.linalg import NonFiniteError
+from tenfold.manifolds import TuckerManifold, move_
+from tenfold.optim import (
+    TDLRT,
+    RankAdaptation,
+    RiemannianAdam,
+    RiemannianCG,
+    RiemannianSGD,
+    TangentMuon,
+    clip_riemannian_norm_,
+)
+from tests.optim.problems import (
+    MANIFOLDS,
+    Tensor,
+    dense,
+    descend,
+    distance,
+    generator,
+    integrate,
+    parameter,
+    target,
+)
 
 MANIFOLD = MANIFOLDS[0]
 
@@ -283,3 +302,117 @@ def test_a_state_loads_beside_another_scheduler_as_in_torch(before):
     torch.optim.lr_scheduler.OneCycleLR(new, 0.3, total_steps=10)
     new.load_state_dict(saved.state_dict())
     assert new.param_groups[0]["lr"] == saved.param_groups[0]["lr"]
+
+
+@pytest.mark.parametrize("method", [RiemannianSGD, RiemannianCG])
+def test_a_hook_brings_a_state_into_shape_before_it_is_checked(method):
+    p, q = parameter(MANIFOLD), torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+    options = {"momentum": 0.9} if method is RiemannianSGD else {"max_iter": 2}
+    saved, swapped = method([p, q], **options), method([q, p], **options)
+
+    def closure():
+        saved.zero_grad()
+        loss = distance(p, target(MANIFOLD)) + q.square().sum()
+        loss.backward()
+        return loss
+
+    saved.step(closure)
+
+    def swap(optimizer, state_dict):
+        first, second = state_dict["state"].values()
+        return {**state_dict, "state": {0: second, 1: first}}
+
+    handle = swapped.register_load_state_dict_pre_hook(swap)
+    swapped.load_state_dict(saved.state_dict())
+    for parameter_ in (p, q):
+        for name, value in saved.state[parameter_].items():
+            assert torch.equal(swapped.state[parameter_][name], value)
+    handle.remove()
+    with pytest.raises(ValueError, match="has the shape"):
+        swapped.load_state_dict(saved.state_dict())
+
+
+@pytest.mark.parametrize("cls", [RiemannianAdam, TangentMuon])
+def test_a_model_of_another_type_goes_on_with_its_state(cls):
+    p = parameter(MANIFOLD, dtype=torch.float32)
+    optimizer = cls([p], lr=0.1)
+    descend(optimizer, p, target(MANIFOLD, dtype=torch.float32), 2)
+    q = parameter(MANIFOLD)
+    with torch.no_grad():
+        q.copy_(p)
+    twin = cls([q], lr=0.1)
+    twin.load_state_dict(optimizer.state_dict())
+    p.data = p.data.double()
+    assert descend(optimizer, p, target(MANIFOLD), 2) == descend(twin, q, target(MANIFOLD), 2)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "two-pass", "fused", "parallel"])
+def test_state_of_another_rank_is_refused_by_name(optimizer):
+    nets, policy = [Tensor(MANIFOLD) for _ in "ab"], RankAdaptation(0.01, every=2)
+    pair = torch.nn.ModuleList(nets)
+    if optimizer == "sgd":
+        optimizer = RiemannianSGD(pair.parameters(), lr=0.1, momentum=0.9)
+    else:
+        optimizer = integrate(optimizer, pair, lr=0.1, momentum=0.9, rank_adaptation=policy)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = sum((net() - target(MANIFOLD)).square().sum() for net in nets)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    smaller = MANIFOLD.with_rank((2, 2, 2))
+    move_(nets[1].weight, smaller, smaller.random(dtype=torch.float64, generator=generator(2)))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="momentum_buffer of parameter 1"):
+            optimizer.step(closure)
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (RiemannianSGD, {"lr": 0.1}),
+        (RiemannianAdam, {"lr": 0.1, "rank_adaptation": RankAdaptation(0.01)}),
+        (TDLRT, {"lr": 0.1, "rank_adaptation": RankAdaptation(0.01, every=2)}),
+        (RiemannianCG, {}),
+    ],
+)
+def test_steps_keep_their_precision_inside_autocast(make, options):
+    found = []
+    for inside in (False, True):
+        net = Tensor(MANIFOLD, MANIFOLD.random(generator=generator(0)))
+        goal = target(MANIFOLD, dtype=torch.float32)
+        optimizer = make(net.parameters(), **options)
+
+        def closure(net=net, goal=goal, optimizer=optimizer):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = (net().flatten(1) @ torch.ones(20, 3) - goal.flatten(1)[:, :3]).square().mean()
+                loss.backward()
+            clip_riemannian_norm_(net.parameters(), 10.0)
+            return loss
+
+        for _ in range(2):
+            with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+                optimizer.step(closure)
+        found.append(dense(net.weight))
+    assert torch.equal(*found)
+
+
+def test_complex_gradients_that_are_not_finite_are_refused(recwarn):
+    p = torch.nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    optimizer = RiemannianSGD([p], lr=0.1)
+    p.grad = torch.tensor([1.0, complex(0.0, torch.inf)])
+    with pytest.raises(NonFiniteError):
+        optimizer.step()
+    p.grad = torch.tensor([1.0, 1.0j])
+    optimizer.step()
+    torch.testing.assert_close(p.detach(), torch.tensor([0.9, 1 - 0.1j]))
+    assert not recwarn
+
+
+@pytest.mark.parametrize("option", ["lr", "momentum", "weight_decay", "damping"])
+def test_options_that_are_no_number_are_refused(option):
+    with pytest.raises(ValueError, match=option):
+        RiemannianSGD([parameter(MANIFOLD)], **{option: torch.nan})

@@ -202,3 +202,15 @@ def test_large_gradients_of_adapted_parameters_are_no_overflow():
     p.grad = torch.full_like(p, 2000.0)
     RiemannianSGD([p], lr=1e-6, rank_adaptation=RankAdaptation(0.1)).step()
     assert p.isfinite().all()
+
+
+def test_a_copy_is_dropped_when_the_model_leaves_half_precision():
+    p = half(MANIFOLDS[0], torch.bfloat16)
+    optimizer = RiemannianSGD([p], lr=0.1, rank_adaptation=RankAdaptation(0.5, start=2))
+    descend(optimizer, p, target(MANIFOLDS[0]).to(torch.bfloat16), 2)
+    p.data = p.data.float()
+    p.grad = None
+    descend(optimizer, p, target(MANIFOLDS[0], dtype=torch.float32), 2)
+    assert p.manifold != MANIFOLDS[0]
+    assert "master" not in optimizer.state[p]
+    optimizer.load_state_dict(optimizer.state_dict())

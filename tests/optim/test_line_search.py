@@ -3,6 +3,7 @@
 import copy
 import io
 import itertools
+import pickle
 
 import geoopt
 import pytest
@@ -355,3 +356,27 @@ def test_a_trial_that_is_not_finite_is_left_again(method):
 
     solve(optimizer, loss)
     assert optimizer.report.loss == loss().item() == -1.0
+
+
+@METHODS
+def test_a_model_of_another_type_goes_on_with_its_state(method):
+    p = parameter(MANIFOLD, dtype=torch.float32)
+    optimizer = method([p], max_iter=3)
+    goal = target(MANIFOLD, dtype=torch.float32)
+    before = solve(optimizer, lambda: distance(p, goal))
+    p.data = p.data.double()
+    p.grad = None
+    assert solve(optimizer, lambda: distance(p, goal.double())) < before
+    assert all(value.dtype == torch.float64 for value in optimizer.state[p].values())
+
+
+@METHODS
+def test_copies_go_on_alike(method):
+    p, goal = parameter(MANIFOLD), target(MANIFOLD)
+    optimizer = method([p], max_iter=2)
+    for twin in (copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))):
+        solve(optimizer, lambda: distance(p, goal))
+        q, other = twin((p, optimizer))
+        assert other.report is None
+        expected = solve(optimizer, lambda: distance(p, goal))
+        assert solve(other, lambda q=q: distance(q, goal)) == expected

@@ -268,6 +268,8 @@ def test_every_policy_trains_and_travels_through_a_state_dict(policy):
         (lambda: EnergyAdaptation(1.0), "tolerance"),
         (lambda: RankAdaptation(0.1, multiple_of=0), "multiple_of"),
         (lambda: RankAdaptation(0.1, hysteresis=-1.0), "hysteresis"),
+        (lambda: RankAdaptation(0.1, min_rank=8, max_rank=4), "min_rank must not exceed max_rank=4, got 8"),
+        (lambda: EnergyAdaptation(0.1, min_rank=0.5, max_rank=0.2), "min_rank"),
         (lambda: RankAdaptation(0.1, oversampling=-1), "oversampling must not be negative, got -1"),
     ],
 )
@@ -301,3 +303,12 @@ def test_a_budget_goes_by_the_energy_relative_to_each_member_of_a_batch():
         item = Pending(manifold, manifold.truncation(x))
         decided.append(BudgetAdaptation(0.4).decide([item, other], 1))
     assert decided[0] == decided[1]
+
+
+def test_every_member_of_a_batch_counts_in_a_budget():
+    manifold, other = FixedRankManifold((8, 8), 8), pending(FixedRankManifold((12, 12), 12), seed=3)
+    x = manifold.random(dtype=torch.float64, generator=generator(0)).expand(5, -1)
+    batch = Pending(manifold, manifold.truncation(x))
+    decided = BudgetAdaptation(0.3).decide([batch, other], 1)
+    stored = [item.manifold.with_rank(r).size for item, r in zip([batch, other], decided, strict=True)]
+    assert 5 * stored[0] + stored[1] <= 0.7 * (5 * 64 + 144)

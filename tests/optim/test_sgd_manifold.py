@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tenfold.manifolds import TuckerManifold
-from tenfold.optim import RankAdaptation, RiemannianSGD
+from tenfold.optim import RankAdaptation, RiemannianAdam, RiemannianSGD, TangentMuon
 from tests.optim.problems import MANIFOLDS, dense, descend, distance, generator, parameter, target, toy
 
 EXACT = RankAdaptation(tol=0.0)
@@ -198,6 +198,18 @@ def test_tensor_learning_rate():
     descend(RiemannianSGD([p], lr=torch.tensor(0.2)), p, goal, 2)
     descend(RiemannianSGD([q], lr=0.2), q, goal, 2)
     torch.testing.assert_close(p.detach(), q.detach())
+
+
+@pytest.mark.parametrize("cls", [RiemannianSGD, RiemannianAdam, TangentMuon])
+@pytest.mark.parametrize("shape", [(1,), (1, 1)])
+def test_a_learning_rate_of_one_element_is_a_number(cls, shape):
+    """Its shape does not broadcast, and its type does not decide on that of the step."""
+    found, goal = [], target(MANIFOLDS[0], dtype=torch.float32)
+    for lr in (torch.full(shape, 0.2, dtype=torch.float64), 0.2):
+        p = parameter(MANIFOLDS[0], dtype=torch.float32)
+        descend(cls([p], lr=lr, rank_adaptation=RankAdaptation(0.01, every=2)), p, goal, 3)
+        found.append(p.detach())
+    torch.testing.assert_close(*found)
 
 
 def test_deepcopy_of_model_and_optimizer_goes_on_alike():

@@ -1,13 +1,15 @@
 """TDLRT: the three integrators against dense formulas and against each other."""
 
 import copy
+import pickle
 
+import geoopt
 import pytest
 import torch
 from torch import nn
 
 import tenfold
-from tenfold.manifolds import TuckerManifold
+from tenfold.manifolds import LowRankManifold, TuckerManifold
 from tenfold.optim import TDLRT, RankAdaptation, RiemannianSGD, TDLRTAdamW
 from tests.optim.problems import (
     MANIFOLDS,
@@ -416,3 +418,60 @@ def test_augmented_bases_are_truncated_without_a_gradient_too(missing, momentum)
             assert max(net.weight.manifold.rank) <= 3
     assert max(net.weight.manifold.rank) <= 2
     assert torch.equal(frozen.weight, before)
+
+
+@pytest.mark.parametrize("cls", [TDLRT, TDLRTAdamW])
+@pytest.mark.parametrize("integrator", ["two-pass", "fused", "parallel"])
+@pytest.mark.parametrize("twin", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+def test_copies_of_model_and_optimizer_go_on_alike(cls, integrator, twin):
+    net, goal = Tensor(MANIFOLDS[0]), target(MANIFOLDS[0])
+    policy = RankAdaptation(0.05, every=2)
+    optimizer = integrate(integrator, net, cls, lr=0.1, rank_adaptation=policy, core_steps=2)
+    run(optimizer, net, goal, 3)
+    net_twin, other = twin((net, optimizer))
+    assert run(optimizer, net, goal, 4) == run(other, net_twin, goal, 4)
+    other.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))]})
+    assert other.param_groups[1]["core_steps"] == 2
+
+
+def test_a_refused_group_leaves_no_trace():
+    class Coreless(LowRankManifold):
+        shape, rank = (3,), (1,)
+
+    Coreless.__abstractmethods__ = frozenset()
+    optimizer = TDLRT(Tensor(MANIFOLDS[0]).parameters(), integrator="parallel", rank_adaptation=EXACT)
+    coreless = geoopt.ManifoldParameter(torch.ones(3))
+    coreless.manifold = Coreless()
+    with pytest.raises(TypeError, match="formats with a core"):
+        optimizer.add_param_group({"params": [coreless]})
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("dropped_by", ["optimizer", "model"])
+@pytest.mark.parametrize("passes", ["one", "two through one graph", "one beside torch.autograd.grad"])
+def test_captured_gradients_are_those_of_the_parameters(passes, dropped_by):
+    """Those of every backward pass since gradients were dropped, by whomever, and of no other."""
+    found, goal = [], target(MANIFOLDS[0])
+    for integrator in ("two-pass", "fused"):
+        net = Tensor(MANIFOLDS[0])
+        optimizer = integrate(integrator, net, lr=0.05, rank_adaptation=RankAdaptation(0.05, every=2))
+        drop = optimizer.zero_grad if dropped_by == "optimizer" else net.zero_grad
+
+        def closure(net=net, drop=drop):
+            drop()
+            tensor = net()
+            if passes == "two through one graph":
+                tensor.square().mean().backward(retain_graph=True)
+            if passes == "one beside torch.autograd.grad":
+                torch.autograd.grad(tensor.sum(), tensor, retain_graph=True)
+            (tensor - goal).square().sum().backward()
+
+        for _ in range(4):
+            net().pow(3).sum().backward()  # the closure drops its gradients
+            if integrator == "two-pass":
+                optimizer.step(closure)
+            else:
+                closure()
+                optimizer.step()
+        found.append(dense(net.weight))
+    torch.testing.assert_close(*found)
