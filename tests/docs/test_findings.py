@@ -53,7 +53,7 @@ def losses():
 def test_losses_from_the_badly_conditioned_start(losses):
     plain, adamw = "badly conditioned start (decay 10)", "the same, AdamW, final loss"
     assert f": {losses['RiemannianSGD, fixed ranks', 10]}" in row(plain)
-    assert f"Tucker {losses['loose Tucker factors, SGD', 10]} " in row(plain, 2)
+    assert f"Tucker {losses['loose Tucker factors, SGD', 10]}," in row(plain, 2)
     assert f"CP {losses['loose CP factors, SGD', 10]}" in row(plain, 2)
     assert f": {losses['RiemannianAdamW, fixed ranks', 10]}" in row(adamw)
     assert f"Tucker {losses['loose Tucker factors, AdamW', 10]}," in row(adamw, 2)
@@ -155,7 +155,7 @@ def test_accuracies_at_equal_compression(accuracies, size, sides):
 
 def test_accuracies_on_cifar10():
     """Budgets that fall and budgets from the start, beside loose factors and the dense network."""
-    found = settings(read_results(CIFAR))
+    found = [s for s in settings(read_results(CIFAR)) if s.config["compression"] in (None, 0.9)]
     percent = {s.label: f"{100 * s.mean('test_accuracy'):.2f} %" for s in found}
     spread = {s.label: f"{100 * s.deviation('test_accuracy'):.2f}" for s in found if len(s.results) == 3}
     falling = "from compression 0.5"
