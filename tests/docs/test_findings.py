@@ -153,6 +153,20 @@ def test_accuracies_at_equal_compression(accuracies, size, sides):
             assert f" {accuracies[method, optimizer, size]:.2f} %" in f" {cell}"
 
 
+def test_spread_over_seeds():
+    spread = {
+        s.label: f"{100 * s.deviation('test_accuracy'):.2f}"
+        for s in settings(read_results(LENET))
+        if s.config["compression"] == 0.95
+    }
+    beginning = "standard deviation over 5 seeds, LeNet5"
+    assert row(beginning) == "`RiemannianSGD` {} points, `TDLRT` {}".format(
+        *(spread[name] for name in ("RiemannianSGD", "TDLRT, every 10 steps"))
+    )
+    loose = (spread[f"loose Tucker factors, {optimizer}"] for optimizer in ("SGD", "AdamW"))
+    assert row(beginning, 2) == "loose Tucker, SGD {}, AdamW {}".format(*loose)
+
+
 def test_accuracies_on_cifar10():
     """Budgets that fall and budgets from the start, beside loose factors and the dense network."""
     found = [s for s in settings(read_results(CIFAR)) if s.config["compression"] in (None, 0.9)]
@@ -187,6 +201,23 @@ def test_accuracies_on_cifar10():
     assert f": {spread[f'TDLRT, {falling}']} points | loose Tucker" in spreads
     others = ("loose Tucker factors, AdamW", "loose Tucker factors, Muon", "loose CP factors, AdamW")
     assert "AdamW {}, Muon {}, loose CP, AdamW {} |".format(*(spread[name] for name in others)) in spreads
+
+
+def test_accuracies_on_cifar10_at_85_percent():
+    found = [s for s in settings(read_results(CIFAR)) if s.config["compression"] in (None, 0.85)]
+    percent = {s.label: f"{100 * s.mean('test_accuracy'):.2f} %" for s in found}
+    falling, vgg = "from compression 0.5", "light VGG on CIFAR-10, 10 epochs, at 85 % compression"
+    adamw, muon = (percent[f"{name}, {falling}"] for name in ("RiemannianAdamW", "TangentMuon"))
+    loose = [percent[f"loose {name}"] for name in ("Tucker factors, AdamW", "Tucker factors, Muon")]
+    same = f"{vgg}, the same optimizer"
+    assert f"falls: {adamw}, `TangentMuon` {muon}" in row(same)
+    assert f"AdamW {loose[0]}, Muon {loose[1]}; loose CP, AdamW {percent['loose CP factors, AdamW']}" in row(
+        same, 2
+    )
+    assert f"falls: {muon}" in row(f"{vgg}, beside dense")
+    assert row(f"{vgg}, beside dense", 2) == f"dense, SGD {percent['dense, SGD']}"
+    assert row(f"{vgg}, `TDLRT`") == f"budget that falls: {percent[f'TDLRT, {falling}']}"
+    assert row(f"{vgg}, `TDLRT`", 2) == f"dense, SGD {percent['dense, SGD']}; loose Tucker, Muon {loose[1]}"
 
 
 def test_accuracies_of_the_reduced_protocol():
