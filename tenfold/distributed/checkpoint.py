@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,8 @@ def save_checkpoint(
 ) -> None:
     """Write model and optimizer with ``torch.distributed.checkpoint``, as safetensors.
 
-    All processes call it; each writes its shards, and what is whole in all of them is written once. The
-    folder appears in one step when everything is in it. No file holds pickled data.
+    All processes call it; each writes its shards, and process 0 what is whole in all of them. The folder
+    appears in one step when everything is in it. No file holds pickled data.
 
     Parameters
     ----------
@@ -82,10 +82,12 @@ def save_checkpoint(
     tensors[_PLAIN] = torch.frombuffer(bytearray(written), dtype=torch.uint8)
     _barrier()  # nobody makes the folder before everybody has seen that there is none
     temporary = path.with_name(f".{path.name}.writing")
-    if _first():
+
+    def begin() -> None:
         shutil.rmtree(temporary, ignore_errors=True)  # of a writer that was killed
         temporary.mkdir()
-    _barrier()
+
+    _in_first(path, begin)
     import torch.distributed.checkpoint as library  # which takes seconds to import
 
     writer = library.HuggingFaceStorageWriter(str(temporary), save_distributed=True)
@@ -96,9 +98,7 @@ def save_checkpoint(
             shutil.rmtree(temporary, ignore_errors=True)
         raise OSError(f"{path} cannot be written: {_first_line(error)}") from error
     _barrier()
-    if _first():
-        os.replace(temporary, path)
-    _barrier()
+    _in_first(path, lambda: os.replace(temporary, path))
 
 
 def load_checkpoint(
@@ -282,7 +282,9 @@ def _save(tensors: dict[str, torch.Tensor], writer: Any) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is", UserWarning)
         with _as_exception(library):
-            library.save(tensors, storage_writer=writer, no_dist=not has_company())
+            # Processes may have buffers of their own, such as running statistics; those of process 0 count.
+            planner = library.DefaultSavePlanner(dedup_save_to_lowest_rank=True)
+            library.save(tensors, storage_writer=writer, planner=planner, no_dist=not has_company())
 
 
 def _load(targets: dict[str, torch.Tensor], reader: Any) -> None:
@@ -380,6 +382,20 @@ def _first_line(error: BaseException) -> str:
 
 def _first() -> bool:
     return not has_company() or dist.get_rank() == 0
+
+
+def _in_first(path: Path, action: Callable[[], None]) -> None:
+    """What process 0 does for all, which wait for it and fail with it."""
+    said: list[str | None] = [None]
+    if _first():
+        try:
+            action()
+        except OSError as error:
+            said = [_first_line(error)]
+    if has_company():
+        dist.broadcast_object_list(said)
+    if said[0] is not None:
+        raise OSError(f"{path} cannot be written: {said[0]}")
 
 
 def _barrier() -> None:

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 from tenfold.distributed.reducer import ManifoldReducer
+from tenfold.manifolds import is_low_rank
 
 __all__ = ["DistributedDataParallel"]
 
@@ -39,7 +40,8 @@ class DistributedDataParallel(nn.parallel.DistributedDataParallel):
     Raises
     ------
     ValueError
-        If ``torch.distributed`` is not initialised, or the low-rank parameters differ between the processes.
+        If ``torch.distributed`` is not initialised, the low-rank parameters differ between the processes, or
+        there is no plain parameter to train, without which torch's class cannot be built.
     RuntimeError
         If ``device_mesh`` has more than one dimension, or comes with a ``process_group``.
     """
@@ -54,9 +56,24 @@ class DistributedDataParallel(nn.parallel.DistributedDataParallel):
         **options: Any,
     ):
         group = _process_group(self, module, *arguments, **options)
+        if not any(p.requires_grad and not is_low_rank(p) for p in module.parameters()):
+            raise ValueError(
+                f"{type(module).__name__} has no plain parameter to train, and torch's class needs one: "
+                "build a ManifoldReducer on it and call the module itself"
+            )
         reducer = ManifoldReducer(module, group, on_difference=on_difference)
-        super().__init__(module, *arguments, **options)
+        try:
+            super().__init__(module, *arguments, **options)
+        except BaseException:
+            reducer.close()
+            raise
         self.manifolds = reducer
+        self._on_difference = on_difference
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy gets a reducer of its own; all processes must train it, though one may copy alone."""
+        super().__setstate__(state)
+        self.manifolds = _CopysReducer(self.module, self.process_group, on_difference=self._on_difference)
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
@@ -75,6 +92,16 @@ class DistributedDataParallel(nn.parallel.DistributedDataParallel):
         raise NotImplementedError(
             "join() is not supported: give every process equally many batches (drop_last=True)"
         )
+
+
+class _CopysReducer(ManifoldReducer):
+    """For parameters that are the same in all processes as those that they were copied from."""
+
+    def _agree_on_structure(self) -> None:
+        pass
+
+    def _start_equal(self) -> None:
+        pass
 
 
 def _process_group(*arguments: Any, **options: Any) -> dist.ProcessGroup | None:

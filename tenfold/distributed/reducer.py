@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import geoopt
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from tenfold.distributed.beside_torch import low_rank_names, without_holding
@@ -42,9 +43,10 @@ class ManifoldReducer:
     Parameters
     ----------
     module : torch.nn.Module
-        Its low-rank parameters are reduced, but for those that another reducer has. They are marked so that a
-        ``DistributedDataParallel`` built around the module leaves them alone. They, and their ranks, become
-        those of process 0. The reducer lives as long as they do, whether or not it is kept elsewhere.
+        Its low-rank parameters are reduced, but for those that another reducer has and those that are
+        :func:`independent`. They are marked so that a ``DistributedDataParallel`` built around this module
+        (not around one that contains it) leaves them alone. They, and their ranks, become those of process 0.
+        The reducer lives as long as they do, whether or not it is kept elsewhere.
     process_group : torch.distributed.ProcessGroup or None
         The processes; None means all.
     on_difference : {"raise", "broadcast"}
@@ -69,7 +71,7 @@ class ManifoldReducer:
     -----
     Complexity per backward pass: one all-reduce of the factored parameters and one number for each, per
     type; four to sixteen bytes for each parameter after a rank decision. Every process must run as many
-    backward passes as the others.
+    backward passes as the others, with a gradient for some parameter of the module, and freeze the same ones.
     """
 
     def __init__(
@@ -84,9 +86,9 @@ class ManifoldReducer:
         if on_difference not in ("raise", "broadcast"):
             raise ValueError(f"on_difference must be 'raise' or 'broadcast', got {on_difference!r}")
         low_rank = [(name, p) for name, p in module.named_parameters() if is_low_rank(p)]
-        named = [(name, p) for name, p in low_rank if reducer_of(p) is None]
+        named = [(name, p) for name, p in low_rank if not is_known(p)]
         if not named:
-            already = f": all {len(low_rank)} have a reducer already" if low_rank else ""
+            already = f": all {len(low_rank)} have a reducer already or are independent" if low_rank else ""
             raise ValueError(f"{type(module).__name__} has no low-rank parameter to reduce{already}")
         self.process_group = process_group
         self.processes = dist.get_world_size(process_group)
@@ -100,11 +102,8 @@ class ManifoldReducer:
         self._start_equal()
         ignored = {*getattr(module, "_ddp_params_and_buffers_to_ignore", ()), *low_rank_names(module)}
         nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, ignored)
-        # Every parameter wakes it: a batch may leave all low-rank ones out in this process and not in others.
-        wake = without_holding(self._gradient_arrived)
-        self._handles = [
-            p.register_post_accumulate_grad_hook(wake) for p in module.parameters() if p.requires_grad
-        ]
+        self._handles: list[RemovableHandle] = []
+        self.listen(module)
         for p in self._parameters:
             _REDUCERS[p] = weakref.ref(self)
             setattr(p, _OWNED, self)
@@ -114,6 +113,22 @@ class ManifoldReducer:
         return type(None), ()
 
     # Gradients --------------------------------------------------------------------------------
+
+    def listen(self, module: nn.Module) -> None:
+        """Wake up with the gradients of a module's parameters, in the place of those before.
+
+        Parameters
+        ----------
+        module : torch.nn.Module
+            The module that was given, whose plain parameters may be other objects now.
+        """
+        for handle in self._handles:
+            handle.remove()
+        # Every parameter wakes it: a batch may leave all low-rank ones out in this process and not in others.
+        wake = without_holding(self._gradient_arrived)
+        self._handles = [
+            _hooked(p, wake) for p in module.parameters() if p.is_floating_point() or p.is_complex()
+        ]
 
     def _gradient_arrived(self, _: torch.Tensor) -> None:
         """Ask once per backward pass to be called at its end."""
@@ -260,7 +275,14 @@ class ManifoldReducer:
         """Raise in all processes unless they have the same parameters, whatever their ranks."""
         described = repr(
             [
-                (name, type(p.manifold).__name__, p.manifold.shape, tuple(p.shape[:-1]), str(p.dtype))
+                (
+                    name,
+                    type(p.manifold).__name__,
+                    p.manifold.shape,
+                    tuple(p.shape[:-1]),
+                    str(p.dtype),
+                    "trained" if p.requires_grad else "frozen",
+                )
                 for name, p in zip(self._names, self._parameters, strict=True)
             ]
         )
@@ -332,10 +354,26 @@ def independent(module: nn.Module) -> None:
     ----------
     module : torch.nn.Module
         Any module.
+
+    Raises
+    ------
+    ValueError
+        If one of them has a :class:`ManifoldReducer`; nothing is declared then.
     """
-    for p in module.parameters():
-        if is_low_rank(p):
-            _REDUCERS[p] = None
+    low_rank = [(name, p) for name, p in module.named_parameters() if is_low_rank(p)]
+    for name, p in low_rank:
+        if reducer_of(p) is not None:
+            raise ValueError(f"the gradient of {name} is averaged: close() its ManifoldReducer first")
+    for _, p in low_rank:
+        _REDUCERS[p] = None
+
+
+def _hooked(p: torch.Tensor, hook: Callable[[torch.Tensor], None]) -> RemovableHandle:
+    """A hook for the gradient of a parameter, also of one that is frozen now and trained later."""
+    trained = p.requires_grad
+    handle: RemovableHandle = p.requires_grad_(True).register_post_accumulate_grad_hook(hook)
+    p.requires_grad_(trained)
+    return handle
 
 
 def _tensors(state: dict[str, Any]) -> list[torch.Tensor]:

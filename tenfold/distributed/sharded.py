@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import geoopt
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from tenfold.distributed.reducer import ManifoldReducer, reducer_of
+from tenfold.distributed.reducer import ManifoldReducer, is_known, reducer_of
 from tenfold.manifolds import is_low_rank
 
 __all__ = ["fully_shard", "is_sharded", "total", "whole"]
@@ -50,7 +51,8 @@ def fully_shard(
     Raises
     ------
     ValueError
-        If ``torch.distributed`` is not initialised, or the low-rank parameters differ between the processes.
+        If ``torch.distributed`` is not initialised, the low-rank parameters differ between the processes, or
+        a parameter lies on another manifold and is not ignored.
 
     Notes
     -----
@@ -60,21 +62,32 @@ def fully_shard(
     from torch.distributed.fsdp import fully_shard as shard
 
     low_rank = {p for p in module.parameters() if is_low_rank(p)}
-    own = {p for p in low_rank if reducer_of(p) is None}
+    ignored = low_rank | (ignored_params or set())
+    for name, p in module.named_parameters():
+        if not isinstance(p, geoopt.ManifoldParameter) or isinstance(p.manifold, geoopt.Euclidean):
+            continue
+        if p not in ignored:
+            raise ValueError(
+                f"{name} lies on {p.manifold} and would be cut into pieces that are no points: leave it "
+                "whole by ignored_params, and average its gradient yourself"
+            )
+    own = {p for p in low_rank if not is_known(p)}
+    reducer: ManifoldReducer | None = None
     if own:
         whole_world = mesh is None or mesh.size() == dist.get_world_size()
         group = None if whole_world else mesh.get_group()
-        ManifoldReducer(module, group, on_difference=on_difference)
-    ignored = low_rank | (ignored_params or set())
+        reducer = ManifoldReducer(module, group, on_difference=on_difference)
     sharded: Any = shard(module, mesh=mesh, ignored_params=ignored, **options)
+    if reducer is not None:
+        reducer.listen(module)
     switch = sharded.set_requires_gradient_sync
 
     def set_requires_gradient_sync(requires_gradient_sync: bool, *, recurse: bool = True) -> None:
         switch(requires_gradient_sync, recurse=recurse)
         reached = low_rank if recurse else own
-        for reducer in {reducer_of(p) for p in reached}:
-            if reducer is not None and reducer.is_within(reached):
-                reducer.active = requires_gradient_sync
+        for each in {reducer_of(p) for p in reached}:
+            if each is not None and each.is_within(reached):
+                each.active = requires_gradient_sync
 
     sharded.set_requires_gradient_sync = set_requires_gradient_sync
     result: nn.Module = sharded

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import geoopt
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.fsdp import fully_shard as torchs_fully_shard
 
 from tenfold.distributed import (
@@ -148,6 +150,61 @@ def clipped():
     return norm, clip_riemannian_norm_(net.parameters(), 1e6)
 
 
+class Bypass(nn.Module):
+    """Uses its low-rank layer in process 1 only."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.side, self.main = Linear(4, 4, rank=2, bias=False).double(), nn.Linear(4, 4).double()
+
+    def forward(self, x):
+        return self.main(x) + (self.side(x) if dist.get_rank() == 1 else 0)
+
+
+def used_in_one_process_only():
+    net = fully_shard(Bypass(), mesh=cpu_mesh())
+    net(torch.eye(4, dtype=torch.float64)).sum().backward()
+    expected = torch.autograd.grad(net.side(torch.eye(4, dtype=torch.float64)).sum(), net.side.weight)[0]
+    return net.side.weight.grad, expected / 2
+
+
+def other_manifold():
+    """What is said of a parameter on a sphere, and what is left of it when it is ignored."""
+    net = nn.Sequential(Linear(4, 4, rank=2), nn.Linear(4, 4))
+    sphere = geoopt.Sphere()
+    net.point = geoopt.ManifoldParameter(sphere.random(3), manifold=sphere)
+    said = message(lambda: fully_shard(net, mesh=cpu_mesh()))
+    untouched = reducer_of(net[0].weight) is None
+    fully_shard(net, mesh=cpu_mesh(), ignored_params={net.point})
+    return said, untouched, isinstance(net.point, geoopt.ManifoldParameter)
+
+
+def half_precision_under_autocast():
+    """The types of gradients where torch's policy casts plain parameters and inputs."""
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    net = fully_shard(network().float(), mesh=cpu_mesh(), mp_policy=policy)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = net(mine(batch(0)[0]).float())
+    out.square().mean().backward()
+    return {p.grad.dtype for p in net.parameters()}
+
+
+def saved_statistics(folder):
+    """Running statistics that differ between the processes: those of this one, and those that were saved."""
+    torch.manual_seed(0)
+    net = nn.Sequential(Linear(4, 6, rank=2), nn.BatchNorm1d(6), nn.Linear(6, 90), nn.BatchNorm1d(90))
+    net(torch.randn(8, 4) * (1 + dist.get_rank()))
+    here = {name: value.clone() for name, value in net.named_buffers()}
+    save_checkpoint(folder, net)
+    load_checkpoint(folder, net)
+    return here, dict(net.named_buffers())
+
+
+def saved_nowhere(folder="/no/such/folder/step"):
+    return message(lambda: save_checkpoint(folder, network()))
+
+
 def nan_in_one_shard():
     net = sharded()
     optimizer = OPTIMIZERS["sgd"](net)
@@ -171,6 +228,10 @@ SCENES = {
     "switched": switched,
     "switched beside a reducer": switched_beside_a_reducer,
     "clipped": clipped,
+    "used in one process only": used_in_one_process_only,
+    "other manifold": other_manifold,
+    "autocast": half_precision_under_autocast,
+    "nowhere": saved_nowhere,
     "nan": nan_in_one_shard,
 }
 
@@ -190,6 +251,7 @@ def train_and_save(folder):
             save_checkpoint(f"{folder}/{how}-{kind}", model, optimizer, {"step": STEPS // 2, "tags": ["a"]})
             losses += go_on(model, net, optimizer, range(STEPS // 2, STEPS))
             results[how, kind] = {"losses": losses, "dense": everything(net)}
+    results["statistics"] = saved_statistics(f"{folder}/statistics")
     results["again"] = message(lambda: save_checkpoint(f"{folder}/ddp-sgd", model, optimizer))
     return results
 

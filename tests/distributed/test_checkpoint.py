@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="to
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
-    return folder, launch(train_and_save, 2, folder / "store", str(folder))[0]
+    return folder, *launch(train_and_save, 2, folder / "store", str(folder))
 
 
 @pytest.fixture(scope="module", params=[1, 4])
@@ -37,6 +37,12 @@ def test_training_goes_on_in_another_number_of_processes(saved, resumed):
         torch.testing.assert_close(found["losses"], expected["losses"][STEPS // 2 :], rtol=1e-8, atol=1e-10)
         torch.testing.assert_close(found["dense"], expected["dense"], rtol=1e-7, atol=1e-9)
         assert found["extra"] == {"step": STEPS // 2, "tags": ["a"]}
+
+
+def test_buffers_are_those_of_process_0(saved):
+    (here, found), (there, again) = (result["statistics"] for result in saved[1:])
+    assert not torch.equal(here["1.running_mean"], there["1.running_mean"])
+    torch.testing.assert_close((found, again), (here, here), rtol=0, atol=0)
 
 
 def test_a_folder_is_not_overwritten(saved):

@@ -79,6 +79,30 @@ def test_clipping(played):
         torch.testing.assert_close(after, torch.tensor(1e-3, dtype=torch.float64), rtol=1e-2, atol=0)
 
 
+def test_a_parameter_that_one_process_does_not_use(played):
+    for result in played:
+        found, expected = result["used in one process only"]
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_point_of_another_manifold_is_not_cut_into_pieces(played):
+    for result in played:
+        said, untouched, kept = result["other manifold"]
+        assert said.startswith("ValueError: point lies on Sphere")
+        assert untouched
+        assert kept
+
+
+def test_half_precision_under_autocast(played):
+    for result in played:
+        assert result["autocast"] == {torch.float32}
+
+
+def test_a_checkpoint_that_process_0_cannot_begin_is_an_error_in_all(played):
+    for result in played:
+        assert result["nowhere"].startswith("OSError: /no/such/folder/step cannot be written")
+
+
 def test_nan_in_one_shard_stops_all_processes(played):
     for result in played:
         said, unchanged = result["nan"]

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from tenfold.distributed import DistributedDataParallel, ManifoldReducer, fully_shard, reducer_of
+from tenfold.distributed import DistributedDataParallel, ManifoldReducer, fully_shard, independent, reducer_of
 from tenfold.manifolds import move_
 from tenfold.nn import Linear
 from tests.distributed.scenes import message
@@ -135,6 +135,65 @@ def copied():
     return [reducer_of(each[0].weight) is None for each in copies], reducer_of(net[0].weight) is not None
 
 
+def copy_of_a_wrapper():
+    """The gradients of a copy that process 0 makes before the others."""
+    torch.manual_seed(0)
+    model = DistributedDataParallel(root())
+    if dist.get_rank() == 0:
+        copies = copy.deepcopy(model)
+    dist.barrier()
+    if dist.get_rank() == 1:
+        copies = copy.deepcopy(model)
+    copies(mine(torch.eye(6, dtype=torch.float64))).square().sum().backward()
+    return copies.module.weight.grad, model.module.weight.grad is None
+
+
+def independent_part():
+    """A part that each process trains for itself stays so when the whole is wrapped, by either wrapper."""
+    parts = []
+    for wrap in (DistributedDataParallel, lambda net: fully_shard(net, mesh=init_device_mesh("cpu", (2,)))):
+        torch.manual_seed(dist.get_rank())
+        net = nn.Sequential(Linear(6, 6, rank=2), nn.Tanh(), Linear(6, 6, rank=2)).double()
+        independent(net[0])
+        wrap(net)
+        parts.append([net[k].weight.detach().clone() for k in (0, 2)])
+    alone = Linear(6, 6, rank=2)
+    independent(alone)
+    return parts, message(lambda: DistributedDataParallel(alone))
+
+
+def independent_too_late():
+    net = nn.Sequential(Linear(6, 6, rank=2), Linear(6, 6, rank=2))
+    ManifoldReducer(net[1])
+    said = message(lambda: independent(net))
+    ManifoldReducer(net)  # nothing was declared
+    return said, reducer_of(net[0].weight) is not None
+
+
+def frozen_in_one_process():
+    net = nn.Sequential(Linear(6, 6, rank=2), nn.Linear(6, 2))
+    net[0].weight.requires_grad_(dist.get_rank() == 0)
+    return message(lambda: DistributedDataParallel(net))
+
+
+def thawed():
+    """Trained after a reducer has been built on parameters that were all frozen."""
+    torch.manual_seed(0)
+    net = root().requires_grad_(False)
+    ManifoldReducer(net)
+    frozen = not any(p.requires_grad for p in net.parameters())
+    net.requires_grad_(True)
+    net(mine(torch.eye(6, dtype=torch.float64))).square().sum().backward()
+    return frozen, net.weight.grad
+
+
+def failed():
+    """What stands in the way of a second try after torch's constructor has refused."""
+    net = nn.Sequential(Linear(6, 6, rank=2))
+    said = message(lambda: DistributedDataParallel(net, device_ids=[0, 1]))
+    return said, message(lambda: DistributedDataParallel(net))
+
+
 def closed_twice():
     """A reducer that is closed again leaves its successor alone."""
     net = nn.Sequential(Linear(6, 6, rank=2))
@@ -151,6 +210,13 @@ SCENES = {
     "wrong groups": wrong_groups,
     **{f"left by {how}": (lambda how=how: left_behind(how)) for how in ("reducer", "ddp", "fsdp")},
     "copied": copied,
+    "copy of a wrapper": copy_of_a_wrapper,
+    "independent part": independent_part,
+    "independent too late": independent_too_late,
+    "frozen in one process": frozen_in_one_process,
+    "thawed": thawed,
+    "failed": failed,
+    "no plain parameter": lambda: message(lambda: DistributedDataParallel(Linear(6, 6, rank=2, bias=False))),
     "closed twice": closed_twice,
 }
 
