@@ -170,7 +170,9 @@ class LowRankLayer(nn.Module, abc.ABC):
         """
         weight = self.weight
         if getattr(weight, "manifold", None) is None:
-            if is_sharded(weight) or (has_company() and isinstance(weight, nn.Parameter)):
+            # An export puts parameters of its own there.
+            lost = has_company() and isinstance(weight, nn.Parameter) and not torch.compiler.is_exporting()
+            if is_sharded(weight) or lost:
                 raise TypeError(
                     f"the weight of {type(self).__name__} has lost its manifold: shard models by "
                     "tenfold.distributed.fully_shard, which leaves low-rank parameters whole"

@@ -143,6 +143,13 @@ def _largest(work):
     return max(sizes)
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_layer_is_exported_where_there_are_several_processes(form, monkeypatch):
+    monkeypatch.setattr("tenfold.nn.layer.has_company", lambda: True)
+    layer, x = Linear(8, 6, format=form, rank=2), torch.randn(3, 8)
+    torch.testing.assert_close(torch.export.export(layer, (x,)).module()(x), layer(x))
+
+
 @pytest.mark.parametrize("index", [11, -1, 12])
 @pytest.mark.parametrize("form", ["fixed-rank", "tensor-train"])
 def test_an_index_outside_is_an_error(form, index):
