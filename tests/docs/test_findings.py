@@ -124,7 +124,7 @@ def accuracies():
 
 @pytest.mark.parametrize(
     ("results", "decides", "rows"),
-    [(LENET, "compression", 16), (LENET, "tau", 2), (CIFAR, "compression", 14)],
+    [(LENET, "compression", 16), (LENET, "tau", 2), (CIFAR, "compression", 15)],
 )
 def test_tables_of_accuracies(results, decides, rows):
     """The tables of the evidence are those of the report."""
@@ -217,6 +217,9 @@ def test_accuracies_on_cifar10_at_85_percent():
     assert f"falls: {muon}" in row(f"{vgg}, beside dense")
     assert row(f"{vgg}, beside dense", 2) == f"dense, SGD {percent['dense, SGD']}"
     assert row(f"{vgg}, `TDLRT`") == f"budget that falls: {percent[f'TDLRT, {falling}']}"
+    with_adam = f"{vgg}, TDLRT with Adam inside"
+    assert row(with_adam) == f"`TDLRTAdamW`, budget that falls: {percent[f'TDLRTAdamW, {falling}']}"
+    assert row(with_adam, 2) == f"loose Tucker, AdamW {loose[0]}, Muon {loose[1]}"
     assert row(f"{vgg}, `TDLRT`", 2) == f"dense, SGD {percent['dense, SGD']}; loose Tucker, Muon {loose[1]}"
 
 
