@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from typing_extensions import Self
@@ -15,6 +16,9 @@ from tenfold.manifolds.tree_format import TreeFormat
 from tenfold.manifolds.tree_sum import weighted_sum
 from tenfold.manifolds.tree_truncation import TreeTruncation
 from tenfold.manifolds.truncation import Truncation
+
+if TYPE_CHECKING:
+    from tenfold.manifolds.tree_manifold import TreeManifold
 
 __all__ = ["RankAdaptiveTree"]
 
@@ -32,7 +36,7 @@ class RankAdaptiveTree(TreeFormat):
         sum = tree_moved.moved(self.tree, nodes, tangent, frame or self.frame(x))
         return TreeTruncation(self, sum.triangular_factors(), sum.project)
 
-    def weighted_sum(self, *parts: tuple[float, RankAdaptiveTree, torch.Tensor]) -> Truncation:
+    def weighted_sum(self, *parts: tuple[float, TreeManifold, torch.Tensor]) -> Truncation:
         """The spectra of a weighted sum of tensors, ready to be truncated.
 
         Parameters
@@ -121,7 +125,7 @@ class RankAdaptiveTree(TreeFormat):
         return manifold, manifold.pack_point(*wide)
 
     def carry_core(
-        self, x: torch.Tensor, y: torch.Tensor, core: torch.Tensor, target: RankAdaptiveTree
+        self, x: torch.Tensor, y: torch.Tensor, core: torch.Tensor, target: TreeManifold
     ) -> torch.Tensor:
         """A tensor in the bases of one point, projected on the bases of another.
 
