@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ import torch
 from tenfold.linalg import LINALG_DTYPES
 from tenfold.testing.kinds import subject_of
 from tenfold.testing.outcome import CheckResult, Measured, NotApplicable, Status
-from tenfold.testing.points import Spectrum
+from tenfold.testing.points import Spectrum, checked_spectrum
 from tenfold.testing.sample import Sample
 from tenfold.testing.subject import Embedding
 
@@ -85,11 +84,9 @@ class Check:
         """
         if dtype not in LINALG_DTYPES:
             raise TypeError(f"dtype must be float32 or float64, got {dtype}")
-        if not 1.0 <= condition < math.inf:
-            raise ValueError(f"condition must be a finite number of at least 1, got {condition}")
         if 0 in batch:
             raise ValueError(f"an empty batch has nothing to measure, got batch={tuple(batch)}")
-        spectrum = Spectrum(spectrum)
+        spectrum = checked_spectrum(spectrum, condition)
         subject = subject_of(manifold, shape=shape, embed=embed, order=order).at(dtype)
         return self.on(Sample(subject, tuple(batch), dtype, seed, condition, spectrum))
 

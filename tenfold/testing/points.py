@@ -11,7 +11,7 @@ import torch
 from tenfold.linalg import fold, mode_product, qr, unfold
 from tenfold.manifolds import LowRankManifold, TreeManifold, rank_tuple
 
-__all__ = ["Spectrum", "other_gauge", "point_with", "rank_one_sum", "ranks_of"]
+__all__ = ["Spectrum", "checked_spectrum", "other_gauge", "point_with", "rank_one_sum", "ranks_of"]
 
 
 class Spectrum(Enum):
@@ -26,6 +26,13 @@ class Spectrum(Enum):
 
     def __str__(self) -> str:
         return self.value
+
+
+def checked_spectrum(spectrum: Spectrum | str, condition: float) -> Spectrum:
+    """The distribution, by name or itself; ValueError unless it and the condition number make sense."""
+    if not 1.0 <= condition < math.inf:
+        raise ValueError(f"condition must be a finite number of at least 1, got {condition}")
+    return Spectrum(spectrum)
 
 
 def point_with(
@@ -68,9 +75,7 @@ def point_with(
     ValueError
         If the condition number is below 1 or not finite, or the distribution is not known.
     """
-    if not 1.0 <= condition < math.inf:
-        raise ValueError(f"condition must be a finite number of at least 1, got {condition}")
-    spectrum = Spectrum(spectrum)
+    spectrum = checked_spectrum(spectrum, condition)
     if isinstance(manifold, TreeManifold):
         x = manifold.random(*batch, manifold.size, dtype=dtype, generator=generator)
         root = manifold.tree.root
