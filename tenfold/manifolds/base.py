@@ -26,6 +26,10 @@ class LowRankManifold(RankAdaptiveManifold):
     **Gradients**: :meth:`egrad2rgrad` takes what autograd returns for the packed point, provided
     that the loss depends on the factors through the tensor alone.
 
+    **Precision** is that of the arguments, but not inside of ``torch.autocast``: products in half precision
+    lose digits, and decompositions refuse them. Call all but :meth:`to_dense` outside of it, or inside of
+    ``torch.autocast(device_type, enabled=False)``, as the optimizers do.
+
     The metric is the Euclidean one, so a manifold is determined by its projections. A new format
     implements the abstract methods; what is defined here holds for all of them.
 

@@ -10,7 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
+from tenfold.nn.attention_mask import added_mask
 from tenfold.nn.formats import Format, RankLike
+from tenfold.nn.layer import check_parameters
 from tenfold.nn.linear import Linear
 
 __all__ = ["MultiheadAttention"]
@@ -183,7 +185,9 @@ class MultiheadAttention(nn.Module):
         q, k, v = self.q_proj(query), self.k_proj(key), self.v_proj(value)
         k, v = self._extended(k, self.bias_k), self._extended(v, self.bias_v)
         q, k, v = (t.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for t in (q, k, v))
-        mask = self._mask(q, key.shape[1], k.shape[2], attn_mask, key_padding_mask)
+        mask = added_mask(q, key.shape[1], attn_mask, key_padding_mask)
+        if mask is not None:  # the learned and the zero key are never masked
+            mask = F.pad(mask, (0, k.shape[2] - key.shape[1]))
         dropout = self.dropout if self.training else 0.0
         weights = None
         if need_weights:
@@ -204,33 +208,6 @@ class MultiheadAttention(nn.Module):
         if bias is not None:
             tensor = torch.cat([tensor, bias.expand(len(tensor), 1, -1)], dim=1)
         return F.pad(tensor, (0, 0, 0, 1)) if self.add_zero_attn else tensor
-
-    def _mask(
-        self,
-        q: torch.Tensor,
-        keys: int,
-        extended: int,
-        attn_mask: torch.Tensor | None,
-        key_padding_mask: torch.Tensor | None,
-    ) -> torch.Tensor | None:
-        """What is added to the scores, broadcastable to ``(n, num_heads, l, s')``."""
-        n, heads, length = q.shape[:3]
-        mask = None
-        if attn_mask is not None:
-            shapes = [(length, keys), (n * heads, length, keys)]
-            if tuple(attn_mask.shape) not in shapes:
-                raise ValueError(f"attn_mask must have a shape of {shapes}, got {tuple(attn_mask.shape)}")
-            mask = _added("attn_mask", attn_mask, q.dtype)
-            mask = mask.unflatten(0, (n, heads)) if mask.ndim == 3 else mask[None, None]
-        if key_padding_mask is not None:
-            if tuple(key_padding_mask.shape) != (n, keys):
-                raise ValueError(
-                    f"key_padding_mask must have the shape {(n, keys)}, got {tuple(key_padding_mask.shape)}"
-                )
-            padding = _added("key_padding_mask", key_padding_mask, q.dtype)[:, None, None]
-            mask = padding if mask is None else mask + padding
-        # The learned and the zero key are never masked.
-        return None if mask is None else F.pad(mask, (0, extended - keys))
 
     @classmethod
     def _arguments(cls, module: Any) -> dict[str, Any]:
@@ -295,6 +272,9 @@ class MultiheadAttention(nn.Module):
     ) -> Self:
         """A layer that approximates a dense one, each projection as :meth:`LowRankLayer.from_dense` does."""
         layer = cls.split(module)
+        own = ("in_proj_weight", *(f"{name}_weight" for name in _PROJECTIONS[:3]), "in_proj_bias")
+        check_parameters(module, *own, "bias_k", "bias_v")
+        check_parameters(module.get_submodule("out_proj"), "weight", "bias")
         for name in _PROJECTIONS:
             low_rank = Linear.from_dense(layer.get_submodule(name), rank=rank, tol=tol, **options)
             layer.add_module(name, low_rank)
@@ -341,15 +321,6 @@ class MultiheadAttention(nn.Module):
 
     def extra_repr(self) -> str:
         return f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, batch_first={self.batch_first}"
-
-
-def _added(name: str, mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A mask as numbers that are added to the scores."""
-    if mask.is_floating_point():
-        return mask.to(dtype)
-    if mask.dtype != torch.bool:
-        raise ValueError(f"{name} must be boolean or floating, got {mask.dtype}")
-    return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, -math.inf)
 
 
 def _linear(weight: torch.Tensor, bias: torch.Tensor | None, wanted: bool, wanted_bias: bool) -> nn.Linear:

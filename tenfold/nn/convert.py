@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace as changed
 from enum import Enum
 from typing import Any
@@ -18,7 +18,7 @@ from tenfold.nn.formats import Format, RankLike
 from tenfold.nn.fusion import fuse_normalization
 from tenfold.nn.layer import LowRankLayer
 from tenfold.nn.report import FactorizationReport, FactorizedLayer
-from tenfold.nn.sites import Site, counterpart, find_sites, patterns_of, replace, why_not
+from tenfold.nn.sites import Site, counterpart, find_sites, patterns_of, refuse_bare, replace, why_not
 from tenfold.nn.timing import inputs_of, seconds_side_by_side
 
 __all__ = ["Start", "densify", "factorize"]
@@ -86,8 +86,9 @@ def factorize(
     Raises
     ------
     ValueError
-        If a name or pattern fits no layer, a rank is not feasible, the compression cannot be reached, or a
-        weight to decompose is not finite or on the meta device; the model is then unchanged.
+        If ``model`` is such a layer itself, a name or pattern fits no layer, a rank is not feasible, the
+        compression cannot be reached, or a weight to decompose is not finite or on the meta device; the model
+        is then unchanged.
     TypeError
         If ``include`` or ``exclude`` is a single string.
 
@@ -107,6 +108,7 @@ def factorize(
         raise ValueError(f"give one of rank, tol and compression, got {given}")
     if start is Start.RANDOM and not (tol is None and compression is None):
         raise ValueError("tol and compression read ranks off the weights; init='random' needs a rank")
+    refuse_bare(model)
     include = None if include is None else patterns_of("include", include)
     exclude = patterns_of("exclude", exclude)
     sites = find_sites(model)
@@ -152,6 +154,9 @@ def densify(model: nn.Module) -> nn.Module:
     """Replace all low-rank layers by dense ones that compute the same, in place; undoes :func:`factorize`.
 
     Adapters stay, and attention of which a projection has adapters keeps four layers for its projections.
+    Forward and backward hooks of a layer go on with the dense one, but for those of the projections of
+    attention, which torch's does not call. Layers that share a parameter, and read the same dense one from
+    it, share that; the weights of attention are its own.
 
     Parameters
     ----------
@@ -176,7 +181,7 @@ def densify(model: nn.Module) -> nn.Module:
     )
     """
     if isinstance(model, LowRankLayer | MultiheadAttention):
-        return model.to_dense()
+        return _hooked_as(model, model.to_dense())
     fuse_normalization(model, enabled=False)
     new: dict[nn.Module, nn.Module] = {}
     inside: set[nn.Module] = set()
@@ -187,9 +192,29 @@ def densify(model: nn.Module) -> nn.Module:
             if any(isinstance(part, AdaptedLayer) for part in module.modules()):
                 continue  # torch's attention would not call them
             inside.update(module.modules())
-            new[module] = module.to_dense()
+            new[module] = _hooked_as(module, module.to_dense())
+    _share(new)
     replace(model, new)
     return model
+
+
+def _hooked_as(layer: nn.Module, dense: nn.Module) -> nn.Module:
+    """The dense layer with the hooks of the other one: the same dictionaries, from which handles remove."""
+    for name, hooks in layer.__dict__.items():
+        if name.startswith(("_forward_", "_backward_", "_is_full_backward_")):
+            dense.__dict__[name] = hooks
+    return dense
+
+
+def _share(new: Mapping[nn.Module, nn.Module]) -> None:
+    """Let dense layers share the parameters that come from one of the layers before."""
+    first: dict[nn.Parameter, nn.Parameter] = {}
+    for layer, dense in new.items():
+        for name, parameter in layer.named_parameters(recurse=False):
+            own = dense.get_parameter(name)
+            known = first.setdefault(parameter, own)
+            if known.shape == own.shape and (own.is_meta or torch.equal(known, own)):
+                dense.register_parameter(name, known)
 
 
 def _unwanted(site: Site, include: Sequence[str] | None, exclude: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ from tenfold.nn.formats import Format, RankLike
 from tenfold.nn.layout import Layout
 from tenfold.nn.parameter import declare
 
-__all__ = ["LowRankLayer"]
+__all__ = ["LowRankLayer", "check_parameters"]
 
 
 class LowRankLayer(nn.Module, abc.ABC):
@@ -86,12 +86,14 @@ class LowRankLayer(nn.Module, abc.ABC):
         TypeError
             If ``module`` is not the layer's dense counterpart.
         ValueError
-            If the layer cannot do what ``module`` does, or an argument does not fit.
+            If the layer cannot do what ``module`` does, an argument does not fit, or the weight or bias is
+            computed from other parameters.
         """
         if not isinstance(module, cls.dense_type):
             raise TypeError(
                 f"{cls.__name__} needs a torch.nn.{cls.dense_type.__name__}, got {type(module).__name__}"
             )
+        check_parameters(module, "weight", "bias")
         weight = module.get_parameter("weight")
         arguments = {**cls._arguments(module), "rank": rank, **options}
         layer = cls(**arguments, device=weight.device, dtype=weight.dtype)
@@ -120,8 +122,8 @@ class LowRankLayer(nn.Module, abc.ABC):
         TypeError
             If ``module`` is not the layer's dense counterpart.
         ValueError
-            If not exactly one of ``rank`` and ``tol`` is given, an argument does not fit, or the weight is on
-            the meta device.
+            If not exactly one of ``rank`` and ``tol`` is given, an argument does not fit, the weight is on
+            the meta device, or the weight or bias is computed from other parameters.
         """
         if (rank is None) == (tol is None):
             raise ValueError(f"give either rank or tol, got rank={rank} and tol={tol}")
@@ -247,3 +249,14 @@ class LowRankLayer(nn.Module, abc.ABC):
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], *arguments: Any) -> None:
         super()._load_from_state_dict(state_dict, *arguments)
         self.__dict__["_declared"] = self.weight
+
+
+def check_parameters(module: nn.Module, *names: str) -> None:
+    """Raise ValueError where a dense layer computes from others what should be its parameter."""
+    for name in names:
+        if not isinstance(getattr(module, name, None), nn.Parameter | None):
+            raise ValueError(
+                f"the {name} of the {type(module).__name__} is computed from other parameters, which would "
+                "be lost; of torch.nn.utils, parametrize.remove_parametrizations, remove_weight_norm, "
+                "remove_spectral_norm or prune.remove makes it a parameter of its own"
+            )

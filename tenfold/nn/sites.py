@@ -20,7 +20,7 @@ from tenfold.nn.formats import Format
 from tenfold.nn.layer import LowRankLayer
 from tenfold.nn.linear import Linear, TuckerLinear
 
-__all__ = ["Site", "counterpart", "find_sites", "patterns_of", "replace", "why_not"]
+__all__ = ["Site", "counterpart", "find_sites", "patterns_of", "refuse_bare", "replace", "why_not"]
 
 _LAYERS: dict[type[nn.Module], type[LowRankLayer]] = {
     cls.dense_type: cls for cls in (Linear, Conv1d, Conv2d, Conv3d, ConvTranspose2d, Embedding)
@@ -69,6 +69,16 @@ def patterns_of(argument: str, patterns: Iterable[str]) -> list[str]:
     if isinstance(patterns, str):
         raise TypeError(f"{argument} must be a sequence of names or patterns, got the string {patterns!r}")
     return list(patterns)
+
+
+def refuse_bare(model: nn.Module) -> None:
+    """Raise ValueError for a layer by itself, which nothing holds that could hold another one."""
+    kind = type(model)
+    if kind in (*_LAYERS, nn.MultiheadAttention):
+        raise ValueError(
+            f"the model is a {kind.__name__} itself, which cannot be replaced in place: use "
+            f"tenfold.nn.{kind.__name__}.from_dense, or a model with the layer inside"
+        )
 
 
 def find_sites(model: nn.Module) -> list[Site]:

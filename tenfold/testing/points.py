@@ -22,7 +22,7 @@ class Spectrum(Enum):
     EQUAL = "equal"
     """All the same, where the format allows it."""
     ZERO = "zero"
-    """The last one is zero: the tensor has a lower rank than its manifold."""
+    """The last one is zero: the tensor has a lower rank, is not on the manifold, and has no tangent space."""
 
     def __str__(self) -> str:
         return self.value

@@ -173,7 +173,12 @@ class Sample:
 
     @property
     def space(self) -> TangentSpace:
-        """The tangent space at the points, from the embedding alone, in float64."""
+        """The tangent space at the points, from the embedding alone, in float64.
+
+        Checks that need one do not apply to tensors of lower rank.
+        """
+        if self.spectrum is Spectrum.ZERO:
+            raise NotApplicable("tensors of lower rank are not on the manifold and have no tangent space")
         shared = self._shared
         if shared.space is None:
             shared.space = self.space_at(self.x)

@@ -3,10 +3,21 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import tenfold
 from tenfold.manifolds import TensorTrainManifold, TuckerManifold
-from tenfold.nn import TuckerConv2d, TuckerLinear, declare, factorize, low_rank_parameters
+from tenfold.nn import (
+    Embedding,
+    Linear,
+    MultiheadAttention,
+    TuckerConv2d,
+    TuckerLinear,
+    declare,
+    densify,
+    factorize,
+    low_rank_parameters,
+)
 
 
 def network():
@@ -53,6 +64,73 @@ def test_random_start_draws_new_weights():
     dense = model[2][0].weight.detach().clone()
     factorize(model, rank=1.0, init="random")
     assert (model[2][0].dense_weight() - dense).norm() > 0.5 * dense.norm()
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Linear(4, 4), nn.Conv2d(3, 4, 3), nn.Embedding(4, 4), nn.MultiheadAttention(4, 2)]
+)
+def test_a_layer_by_itself_is_refused(layer):
+    with pytest.raises(ValueError, match=rf"tenfold\.nn\.{type(layer).__name__}\.from_dense"):
+        factorize(layer, rank=1)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_hooks_go_on_with_the_dense_layer(alone):
+    layer, calls = Linear(4, 4, rank=1), []
+    handles = [
+        layer.register_forward_pre_hook(lambda *_: calls.append("before")),
+        layer.register_forward_hook(lambda m, a, k, y: calls.append(k), with_kwargs=True),
+        layer.register_full_backward_hook(lambda *_: calls.append("backward")),
+    ]
+    dense = densify(layer) if alone else densify(nn.ModuleList([layer]))[0]
+    assert type(dense) is nn.Linear
+    dense(torch.ones(2, 4, requires_grad=True)).sum().backward()
+    assert calls == ["before", {}, "backward"]
+    for handle in handles:
+        handle.remove()
+    dense(torch.ones(2, 4, requires_grad=True)).sum().backward()
+    assert len(calls) == 3
+
+
+def test_layers_that_share_a_parameter_share_the_dense_one():
+    torch.manual_seed(0)
+    model = nn.ModuleDict(
+        {
+            "words": Embedding(7, 4, rank=2),
+            "out": Linear(4, 7, rank=2),
+            "padded": Embedding(7, 4, rank=2, padding_idx=3),
+            "other": Linear(4, 7, rank=2),
+        }
+    )
+    model["out"].weight = model["padded"].weight = model["words"].weight
+    model["other"].bias = model["out"].bias
+    expected = {name: layer.dense_weight().detach() for name, layer in model.items()}
+    densify(model)
+    assert model["out"].weight is model["words"].weight
+    assert model["other"].bias is model["out"].bias
+    assert not model["padded"].weight[3].any()
+    torch.testing.assert_close({name: layer.weight.detach() for name, layer in model.items()}, expected)
+    assert len(list(model.parameters())) == 4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.spectral_norm,
+        lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+        lambda layer: prune.l1_unstructured(layer, "bias", 0.5),
+    ],
+    ids=["weight_norm", "spectral_norm", "pruned weight", "pruned bias"],
+)
+def test_weights_computed_from_other_parameters_are_refused(change):
+    for make in (lambda layer: Linear.from_dense(layer, tol=0.1), lambda layer: Linear.like(layer, rank=1)):
+        with pytest.raises(ValueError, match=r"(weight|bias) of the \w*Linear is computed from other"):
+            make(change(nn.Linear(4, 4)))
+    attention = nn.MultiheadAttention(4, 2)
+    change(attention.out_proj)
+    with pytest.raises(ValueError, match="computed from other parameters"):
+        MultiheadAttention.from_dense(attention, rank=1)
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,17 @@ def test_a_spectrum_may_be_named():
     assert torch.equal(*points)
 
 
+@pytest.mark.parametrize(
+    "manifold", [TUCKER, FixedRankManifold((5, 4), 3), TensorTrainManifold((3, 4, 3), 2)], ids=str
+)
+def test_a_right_manifold_does_not_fail_at_tensors_of_lower_rank(manifold):
+    """These are not on it; T1, R3 and others compared with a tangent space of fewer dimensions."""
+    results = {id: check(manifold, spectrum=Spectrum.ZERO) for id, check in CHECKS.items()}
+    assert not [id for id, result in results.items() if result.status is Status.FAILED]
+    assert all("lower rank" in results[id].reason for id in ("T1", "T2", "J6", "R1", "R3", "V6", "G2", "Q4"))
+    assert all(results[id].status is Status.PASSED for id in ("P1", "J1", "M2", "R7"))
+
+
 def test_an_own_embedding_is_compared_with_to_dense():
     assert check_manifold(TUCKER, checks=["P4"], embed=lambda x: 2 * TUCKER.to_dense(x)).failed == ("P4",)
 
