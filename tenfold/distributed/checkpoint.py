@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
-from tenfold.distributed.reducer import has_company
 from tenfold.distributed.sharded import is_sharded
+from tenfold.distributed.tensor_folder import TensorFolder, first_line, write_tensors
 from tenfold.manifolds import is_low_rank, rank_tuple
 from tenfold.unchanged import unchanged_on_error
 
@@ -66,9 +62,6 @@ def save_checkpoint(
     -----
     Complexity: the bytes of the state, once over all processes.
     """
-    path = Path(folder)
-    if path.exists():
-        raise FileExistsError(f"{path} exists: write every checkpoint to a folder of its own")
     bare = _bare(model)
     tensors: dict[str, torch.Tensor] = {f"model.{k}": v for k, v in bare.state_dict().items()}
     plain: dict[str, Any] = {"format": _FORMAT, "extra": extra or {}, "groups": None, "state": {}}
@@ -80,25 +73,7 @@ def save_checkpoint(
             plain["state"][name] = {k: v for k, v in state.items() if not isinstance(v, torch.Tensor)}
     written = json.dumps(plain, default=_as_plain).encode()
     tensors[_PLAIN] = torch.frombuffer(bytearray(written), dtype=torch.uint8)
-    _barrier()  # nobody makes the folder before everybody has seen that there is none
-    temporary = path.with_name(f".{path.name}.writing")
-
-    def begin() -> None:
-        shutil.rmtree(temporary, ignore_errors=True)  # of a writer that was killed
-        temporary.mkdir()
-
-    _in_first(path, begin)
-    import torch.distributed.checkpoint as library  # which takes seconds to import
-
-    writer = library.HuggingFaceStorageWriter(str(temporary), save_distributed=True)
-    try:
-        _save(_contiguous(tensors), writer)
-    except Exception as error:
-        if _first():
-            shutil.rmtree(temporary, ignore_errors=True)
-        raise OSError(f"{path} cannot be written: {_first_line(error)}") from error
-    _barrier()
-    _in_first(path, lambda: os.replace(temporary, path))
+    write_tensors(Path(folder), tensors)
 
 
 def load_checkpoint(
@@ -130,26 +105,13 @@ def load_checkpoint(
     ValueError
         If the checkpoint is damaged or does not fit; model and optimizer are then as they were.
     """
-    import torch.distributed.checkpoint as library
-
-    path = Path(folder)
-    if not path.is_dir():
-        raise FileNotFoundError(f"there is no checkpoint at {path}")
-    reader = library.HuggingFaceStorageReader(str(path))
-    try:
-        saved: dict[str, Any] = reader.read_metadata().state_dict_metadata
-    except Exception as error:
-        raise ValueError(f"{path} is damaged: {_first_line(error)}") from error
-    sizes = {name: tuple(item.size) for name, item in saved.items()}
+    files = TensorFolder(Path(folder))
     bare = _bare(model)
-    plain = _plain(path, reader, sizes)
-    targets = dict(_model_targets(path, bare, saved, _ranks(path, reader, bare, sizes)))
+    plain = _plain(files)
+    targets = dict(_model_targets(files, bare, _ranks(files, bare)))
     if optimizer is not None:
-        targets |= _optimizer_targets(path, bare, optimizer, saved, plain, targets)
-    try:
-        _load(targets, reader)
-    except Exception as error:
-        raise ValueError(f"{path} is damaged: {_first_line(error)}") from error
+        targets |= _optimizer_targets(files, bare, optimizer, plain, targets)
+    files.read(targets)
     packed = None if optimizer is None else _packed(bare, optimizer, plain, targets)
     with unchanged_on_error(bare):
         bare.load_state_dict(_under("model.", targets))
@@ -157,7 +119,7 @@ def load_checkpoint(
             if optimizer is not None:
                 optimizer.load_state_dict(packed)  # type: ignore[arg-type]
         except Exception as error:
-            raise ValueError(f"the optimizer in {path} does not fit: {_first_line(error)}") from error
+            raise ValueError(f"the optimizer in {files.path} does not fit: {first_line(error)}") from error
     extra: dict[str, Any] = plain["extra"]
     return extra
 
@@ -165,49 +127,49 @@ def load_checkpoint(
 # What is read -----------------------------------------------------------------------------------
 
 
-def _plain(path: Path, reader: Any, sizes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-    size = sizes.get(_PLAIN, ())
+def _plain(files: TensorFolder) -> dict[str, Any]:
+    size = _size(files, _PLAIN)
     if len(size) != 1 or size[0] > _LARGEST_PLAIN:
-        raise ValueError(f"{path} is not a checkpoint of save_checkpoint")
-    plain = {_PLAIN: torch.empty(size, dtype=torch.uint8)}
+        raise ValueError(f"{files.path} is not a checkpoint of save_checkpoint")
+    written = torch.empty(size, dtype=torch.uint8)
+    files.read({_PLAIN: written})
     try:
-        _load(plain, reader)
-        contents = json.loads(bytes(plain[_PLAIN].tolist()))
+        contents = json.loads(bytes(written.tolist()))
     except Exception as error:
-        raise ValueError(f"{path} is damaged: {_first_line(error)}") from error
+        raise ValueError(f"{files.path} is damaged: {first_line(error)}") from error
     if not isinstance(contents, dict) or contents.get("format") != _FORMAT:
-        raise ValueError(f"{path} is not a checkpoint of this version of tenfold")
+        raise ValueError(f"{files.path} is not a checkpoint of this version of tenfold")
     return contents
 
 
-def _ranks(
-    path: Path, reader: Any, model: nn.Module, sizes: dict[str, tuple[int, ...]]
-) -> dict[str, tuple[int, ...]]:
+def _size(files: TensorFolder, name: str) -> tuple[int, ...]:
+    """The size of a saved tensor, without dimensions where there is none."""
+    return tuple(files.saved[name].size) if name in files.saved else ()
+
+
+def _ranks(files: TensorFolder, model: nn.Module) -> dict[str, tuple[int, ...]]:
     """The saved ranks of the low-rank parameters, under all their names."""
     wanted = {}
     for name, p in model.named_parameters(remove_duplicate=False):
         if is_low_rank(p):
             key, count = f"model.{name}_rank", len(rank_tuple(p.manifold.rank))
-            if sizes.get(key) != (count,):
-                raise ValueError(f"{path} has no {count} ranks for {name}")
+            if _size(files, key) != (count,):
+                raise ValueError(f"{files.path} has no {count} ranks for {name}")
             wanted[key] = torch.empty(count, dtype=torch.int64)
     if wanted:
-        try:
-            _load(wanted, reader)
-        except Exception as error:
-            raise ValueError(f"{path} is damaged: {_first_line(error)}") from error
+        files.read(wanted)
     return {key.removeprefix("model.").removesuffix("_rank"): tuple(t.tolist()) for key, t in wanted.items()}
 
 
 def _model_targets(
-    path: Path, model: nn.Module, saved: dict[str, Any], ranks: dict[str, tuple[int, ...]]
+    files: TensorFolder, model: nn.Module, ranks: dict[str, tuple[int, ...]]
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Tensors for what the model needs, in the sizes that the file must have."""
     here = model.state_dict()
-    known = {name.removeprefix("model.") for name in saved if name.startswith("model.")}
+    known = {name.removeprefix("model.") for name in files.saved if name.startswith("model.")}
     if known != set(here):
         raise ValueError(
-            f"{path} does not fit the model: missing {sorted(set(here) - known)[:3]}, "
+            f"{files.path} does not fit the model: missing {sorted(set(here) - known)[:3]}, "
             f"unexpected {sorted(known - set(here))[:3]}"
         )
     parameters = model.named_parameters(remove_duplicate=False)
@@ -218,35 +180,34 @@ def _model_targets(
             try:
                 shape = (*shape[:-1], manifolds[name].with_rank(ranks[name]).size)
             except ValueError as error:
-                raise ValueError(f"{path} has ranks that {name} cannot take: {error}") from error
-        found = tuple(saved[f"model.{name}"].size)
+                raise ValueError(f"{files.path} has ranks that {name} cannot take: {error}") from error
+        found = _size(files, f"model.{name}")
         if found != shape:
-            raise ValueError(f"{path} has {name} with the shape {found}, the model needs {shape}")
+            raise ValueError(f"{files.path} has {name} with the shape {found}, the model needs {shape}")
         yield f"model.{name}", _like(value, shape, value.dtype)
 
 
 def _optimizer_targets(
-    path: Path,
+    files: TensorFolder,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    saved: dict[str, Any],
     plain: dict[str, Any],
     targets: dict[str, torch.Tensor],
 ) -> dict[str, torch.Tensor]:
     groups, _ = _by_name(model, optimizer)
     theirs = plain.get("groups")
     if theirs is None:
-        raise ValueError(f"{path} holds no optimizer")
+        raise ValueError(f"{files.path} holds no optimizer")
     if [group.get("params") for group in theirs] != [group["params"] for group in groups]:
-        raise ValueError(f"{path} has an optimizer of other parameters, or in another order")
+        raise ValueError(f"{files.path} has an optimizer of other parameters, or in another order")
     limits = {name: 4 * targets[f"model.{name}"].numel() for group in groups for name in group["params"]}
     wanted = {}
-    for key, item in saved.items():
+    for key, item in files.saved.items():
         if not key.startswith("optimizer."):
             continue
         name, _, entry = key.removeprefix("optimizer.").rpartition(".")
         if name not in limits or item.size.numel() > max(limits[name], 1):
-            raise ValueError(f"{path} has a state {entry} of {tuple(item.size)} numbers for {name!r}")
+            raise ValueError(f"{files.path} has a state {entry} of {tuple(item.size)} numbers for {name!r}")
         value = targets[f"model.{name}"]
         shape = tuple(item.size)
         like = value if shape == tuple(value.shape) else torch.empty(0, device=value.device)
@@ -271,39 +232,6 @@ def _packed(
         name, _, entry = key.rpartition(".")
         state.setdefault(numbers[name], {})[entry] = value
     return {**packed, "state": state}
-
-
-# torch.distributed.checkpoint, which warns where there is but one process ---------------------------
-
-
-def _save(tensors: dict[str, torch.Tensor], writer: Any) -> None:
-    import torch.distributed.checkpoint as library
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is", UserWarning)
-        with _as_exception(library):
-            # Processes may have buffers of their own, such as running statistics; those of process 0 count.
-            planner = library.DefaultSavePlanner(dedup_save_to_lowest_rank=True)
-            library.save(tensors, storage_writer=writer, planner=planner, no_dist=not has_company())
-
-
-def _load(targets: dict[str, torch.Tensor], reader: Any) -> None:
-    import torch.distributed.checkpoint as library
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is", UserWarning)
-        with _as_exception(library):
-            library.load(targets, storage_reader=reader, no_dist=not has_company())
-
-
-@contextmanager
-def _as_exception(library: Any) -> Iterator[None]:
-    """What went wrong as an ``Exception``, which the library's own is not."""
-    try:
-        yield
-    except library.api.CheckpointException as error:
-        cause = next(iter(error.failures.values()))[0]
-        raise OSError(str(cause)) from error
 
 
 # Names and pieces -------------------------------------------------------------------------------
@@ -347,21 +275,6 @@ def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Ten
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
-def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors as safetensors wants them: contiguous, and none that shares its memory with another."""
-    seen: set[int] = set()
-    found = {}
-    for name, t in tensors.items():
-        if not is_sharded(t):
-            t = t.detach().contiguous()
-            place = t.untyped_storage().data_ptr()
-            if place in seen:
-                t = t.clone()
-            seen.add(place)
-        found[name] = t
-    return found
-
-
 def _restored(kept: Any, present: Any) -> Any:
     """A hyperparameter as it was: JSON has neither tuples nor tensors."""
     if isinstance(kept, dict) and set(kept) == {"number", "dtype"}:
@@ -373,31 +286,3 @@ def _as_plain(value: Any) -> Any:
     if isinstance(value, torch.Tensor) and value.numel() == 1:  # a learning rate kept in a tensor
         return {"number": value.item(), "dtype": str(value.dtype)}
     raise TypeError(f"{value!r} cannot be saved: only numbers, strings, lists and dictionaries can")
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
-
-
-def _first() -> bool:
-    return not has_company() or dist.get_rank() == 0
-
-
-def _in_first(path: Path, action: Callable[[], None]) -> None:
-    """What process 0 does for all, which wait for it and fail with it."""
-    said: list[str | None] = [None]
-    if _first():
-        try:
-            action()
-        except OSError as error:
-            said = [_first_line(error)]
-    if has_company():
-        dist.broadcast_object_list(said)
-    if said[0] is not None:
-        raise OSError(f"{path} cannot be written: {said[0]}")
-
-
-def _barrier() -> None:
-    if has_company():
-        dist.barrier()

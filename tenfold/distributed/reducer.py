@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -13,19 +11,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.utils.hooks import RemovableHandle
-from torch.utils.weak import WeakTensorKeyDictionary
 
+from tenfold.distributed import collectives
 from tenfold.distributed.beside_torch import low_rank_names, without_holding
 from tenfold.distributed.fingerprint import fingerprint
+from tenfold.distributed.registry import enter, has_company, independent, is_known, leave, reducer_of
 from tenfold.manifolds import is_low_rank, move_, rank_tuple
 
-__all__ = ["ManifoldReducer", "independent", "reducer_of"]
-
-_REDUCERS: Any = WeakTensorKeyDictionary()
-"""Weak references to who reduces a parameter; None for parameters that each process trains for itself."""
-
-_OWNED = "_manifold_reducer"
-"""Where a parameter keeps its reducer alive, which then goes with the last of its parameters."""
+__all__ = ["ManifoldReducer", "has_company", "independent", "reducer_of"]
 
 
 class ManifoldReducer:
@@ -105,8 +98,7 @@ class ManifoldReducer:
         self._handles: list[RemovableHandle] = []
         self.listen(module)
         for p in self._parameters:
-            _REDUCERS[p] = weakref.ref(self)
-            setattr(p, _OWNED, self)
+            enter(p, self)
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         """A parameter that is pickled comes back without its reducer."""
@@ -194,17 +186,8 @@ class ManifoldReducer:
         list of torch.Tensor
             New tensors.
         """
-        means: list[torch.Tensor] = [torch.empty(0)] * len(tensors)
-        positions = defaultdict(list)
-        for k, tensor in enumerate(tensors):
-            positions[tensor.dtype, tensor.device].append(k)
-        for ks in positions.values():
-            flat = torch.cat([tensors[k].detach().reshape(-1) for k in ks]) / self.processes
-            dist.all_reduce(flat, group=self.process_group)
-            self.bytes_reduced += flat.numel() * flat.element_size()
-            for k, part in zip(ks, flat.split([tensors[k].numel() for k in ks]), strict=True):
-                means[k] = part.view(tensors[k].shape)
-        return means
+        self.bytes_reduced += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return collectives.mean(tensors, self.process_group)
 
     def first(self, ranks: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
         """The ranks that process 0 has decided on.
@@ -214,8 +197,8 @@ class ManifoldReducer:
         ranks : sequence of sequence of int
             What this process has decided; as many numbers as in the others.
         """
-        sent = torch.tensor([rank for each in ranks for rank in each], dtype=torch.int64).to(self._device)
-        self._from_first(sent)
+        sent = torch.tensor([rank for each in ranks for rank in each], dtype=torch.int64)
+        collectives.from_first(sent, self.process_group)
         numbers = sent.tolist()
         decided = []
         for each in ranks:
@@ -241,11 +224,12 @@ class ManifoldReducer:
         if not items or self.processes == 1:
             return
         ranks = [rank_tuple(p.manifold.rank) for p, _ in items]
+        device = self._parameters[0].device
         mine = torch.stack(
-            [fingerprint(rank, []).to(self._device) for rank in ranks]
-            + [fingerprint([], [p, *_tensors(state)]).to(self._device) for p, state in items]
+            [fingerprint(rank, []).to(device) for rank in ranks]
+            + [fingerprint([], [p, *_tensors(state)]).to(device) for p, state in items]
         )
-        rows = self._gathered(mine)
+        rows = collectives.gathered(mine, self.process_group)
         for process, row in enumerate(rows):
             for k in _unlike(rows[0], row):
                 p, _ = items[k % len(items)]
@@ -260,13 +244,9 @@ class ManifoldReducer:
         if any(row != rows[0] for row in rows):
             for p, state in items:
                 for tensor in (p.detach(), *_tensors(state)):
-                    self._from_first(tensor)
+                    collectives.from_first(tensor, self.process_group)
 
     # Set-up -----------------------------------------------------------------------------------
-
-    @property
-    def _device(self) -> torch.device:
-        return self._parameters[0].device
 
     def _name(self, parameter: torch.Tensor) -> str:
         return next(n for n, p in zip(self._names, self._parameters, strict=True) if p is parameter)
@@ -286,8 +266,8 @@ class ManifoldReducer:
                 for name, p in zip(self._names, self._parameters, strict=True)
             ]
         )
-        mark = fingerprint(described.encode(), []).to(self._device)
-        rows = self._gathered(mark.reshape(1))
+        mark = fingerprint(described.encode(), [])
+        rows = collectives.gathered(mark.reshape(1), self.process_group)
         for process, row in enumerate(rows):
             if row != rows[0]:
                 raise ValueError(
@@ -302,18 +282,7 @@ class ManifoldReducer:
             if rank != rank_tuple(p.manifold.rank):
                 manifold = p.manifold.with_rank(rank)
                 move_(p, manifold, p.detach().new_zeros(*p.shape[:-1], manifold.size))
-            self._from_first(p.detach())
-
-    def _gathered(self, mine: torch.Tensor) -> list[list[int]]:
-        """What each process has, process by process."""
-        table = [torch.empty_like(mine) for _ in range(self.processes)]
-        dist.all_gather(table, mine, group=self.process_group)
-        rows: list[list[int]] = torch.stack(table).tolist()
-        return rows
-
-    def _from_first(self, tensor: torch.Tensor) -> None:
-        source = 0 if self.process_group is None else dist.get_global_rank(self.process_group, 0)
-        dist.broadcast(tensor, src=source, group=self.process_group)
+            collectives.from_first(p.detach(), self.process_group)
 
     def close(self) -> None:
         """Stop reducing and let go of the parameters."""
@@ -321,51 +290,7 @@ class ManifoldReducer:
             handle.remove()
         for p in self._parameters:
             if reducer_of(p) is self:
-                del _REDUCERS[p]
-                delattr(p, _OWNED)
-
-
-def reducer_of(parameter: torch.Tensor) -> ManifoldReducer | None:
-    """Who reduces the gradient of a parameter; None if nobody does, or this process is alone.
-
-    Parameters
-    ----------
-    parameter : torch.Tensor
-        Any parameter.
-    """
-    reference: weakref.ref[ManifoldReducer] | None = _REDUCERS.get(parameter)
-    return None if reference is None else reference()
-
-
-def has_company() -> bool:
-    """Whether ``torch.distributed`` joins this process with others."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def is_known(parameter: torch.Tensor) -> bool:
-    """Whether a parameter has a reducer, or has been declared independent."""
-    return parameter in _REDUCERS
-
-
-def independent(module: nn.Module) -> None:
-    """Declare that each process trains the low-rank parameters of a module for itself, with ranks of its own.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-        Any module.
-
-    Raises
-    ------
-    ValueError
-        If one of them has a :class:`ManifoldReducer`; nothing is declared then.
-    """
-    low_rank = [(name, p) for name, p in module.named_parameters() if is_low_rank(p)]
-    for name, p in low_rank:
-        if reducer_of(p) is not None:
-            raise ValueError(f"the gradient of {name} is averaged: close() its ManifoldReducer first")
-    for _, p in low_rank:
-        _REDUCERS[p] = None
+                leave(p)
 
 
 def _hooked(p: torch.Tensor, hook: Callable[[torch.Tensor], None]) -> RemovableHandle:

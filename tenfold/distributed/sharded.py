@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from tenfold.distributed.reducer import ManifoldReducer, is_known, reducer_of
+from tenfold.distributed.reducer import ManifoldReducer
+from tenfold.distributed.registry import is_known, reducer_of
 from tenfold.manifolds import is_low_rank
 
 __all__ = ["fully_shard", "is_sharded", "total", "whole"]

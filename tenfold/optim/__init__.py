@@ -1,10 +1,11 @@
 """Optimizers that move along manifolds and adapt ranks."""
 
 from tenfold.optim.adam import RiemannianAdam, RiemannianAdamW, SecondMoment
-from tenfold.optim.base import IllConditionedWarning, RiemannianOptimizer
+from tenfold.optim.base import RiemannianOptimizer
 from tenfold.optim.clipping import clip_riemannian_norm_
 from tenfold.optim.conjugate_gradient import RiemannianCG
 from tenfold.optim.deterministic import LineSearchOptimizer
+from tenfold.optim.finite import IllConditionedWarning
 from tenfold.optim.guard import OnNonFinite, StepGuard, StepOutcome
 from tenfold.optim.lbfgs import RiemannianLBFGS
 from tenfold.optim.line_search import Trial, WolfeSearch

@@ -15,6 +15,7 @@ from torch.optim.optimizer import _get_scalar_dtype
 from tenfold.manifolds import LowRankManifold
 from tenfold.optim.base import RiemannianOptimizer
 from tenfold.optim.checked import Group
+from tenfold.optim.hyperparameters import check_number
 from tenfold.optim.rank_policy import RankPolicy
 from tenfold.optim.update import State
 
@@ -128,10 +129,11 @@ class RiemannianAdam(RiemannianOptimizer):
     def _check_group(self, group: Group) -> None:
         self._check_lr(group["lr"])
         for name in ("eps", "weight_decay"):
-            if not group[name] >= 0:
-                raise ValueError(f"{name} must not be negative, got {group[name]}")
-        if len(group["betas"]) != 2 or not all(0 <= beta < 1 for beta in group["betas"]):
-            raise ValueError(f"betas must lie in [0, 1) and be two, got {group['betas']}")
+            check_number(name, group[name])
+        if not isinstance(group["betas"], (tuple, list)) or len(group["betas"]) != 2:
+            raise ValueError(f"betas must be two numbers, got {group['betas']!r}")
+        for k, beta in enumerate(group["betas"]):
+            check_number(f"betas[{k}]", beta, below=1)
         SecondMoment(group["second_moment"])
         if group["foreach"] and isinstance(group["lr"], torch.Tensor):
             raise ValueError("foreach=True and a tensor lr do not go together, as in torch.optim.Adam")

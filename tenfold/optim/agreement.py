@@ -8,11 +8,12 @@ from typing import Any
 import geoopt
 import torch
 
-from tenfold.distributed.reducer import ManifoldReducer, has_company, is_known, reducer_of
+from tenfold.distributed.reducer import ManifoldReducer
+from tenfold.distributed.registry import has_company, is_known, reducer_of
 from tenfold.manifolds import is_low_rank
 from tenfold.optim.rank_policy import Pending, RankPolicy
 
-__all__ = ["agreed_mean", "agreed_ranks", "check_agreement", "require_company"]
+__all__ = ["agreed_generators", "agreed_mean", "agreed_ranks", "check_agreement", "require_company"]
 
 
 def agreed_ranks(
@@ -78,6 +79,21 @@ def agreed_mean(parameters: Sequence[torch.Tensor], tensors: Sequence[torch.Tens
         for k, mean in zip(places, reducer.mean([tensors[k] for k in places]), strict=True):
             means[k] = mean
     return means
+
+
+def agreed_generators(parameters: Sequence[torch.Tensor]) -> dict[ManifoldReducer | None, torch.Generator]:
+    """For the reducers of some parameters a source of random numbers that are the same in all processes.
+
+    Parameters
+    ----------
+    parameters : sequence of torch.Tensor
+        Whose reducers are asked; torch's own generator of process 0 gives the seeds.
+    """
+    generators: dict[ManifoldReducer | None, torch.Generator] = {}
+    for reducer in _by_reducer(parameters):
+        ((seed,),) = reducer.first([[int(torch.randint(2**62, ()))]])
+        generators[reducer] = torch.Generator().manual_seed(seed)
+    return generators
 
 
 def check_agreement(parameters: Iterable[geoopt.ManifoldParameter], states: Any) -> None:

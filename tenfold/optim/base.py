@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import abc
-import math
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import geoopt
 import torch
 
-from tenfold.distributed.sharded import is_sharded, total, whole
 from tenfold.linalg import NonFiniteError
 from tenfold.manifolds import LowRankManifold
 from tenfold.optim.agreement import agreed_ranks, check_agreement, require_company
 from tenfold.optim.autocast import without_autocast
-from tenfold.optim.checked import CheckedOptimizer, Group
+from tenfold.optim.checked import Group
+from tenfold.optim.finite import FiniteOptimizer, magnitude
 from tenfold.optim.master import MASTER, needs_master, working_point
 from tenfold.optim.rank_policy import RankPolicy
 from tenfold.optim.update import Adapting, Batch, State, Update, batches
 
-__all__ = ["IllConditionedWarning", "RiemannianOptimizer"]
+__all__ = ["RiemannianOptimizer"]
 
 
-class IllConditionedWarning(UserWarning):
-    """Gradients of a low-rank parameter lose digits because its core is ill-conditioned."""
-
-
-class RiemannianOptimizer(CheckedOptimizer):
+class RiemannianOptimizer(FiniteOptimizer):
     """Base of the optimizers. A subclass says what a step is, in tangent space and for plain tensors.
 
     A step is computed for all parameters, checked, and only then carried out. Low-rank
@@ -82,7 +76,6 @@ class RiemannianOptimizer(CheckedOptimizer):
     linear_direction = False
     #: Whether weight decay is part of the direction (AdamW) rather than of the gradient.
     decoupled_decay = False
-    _warned = False
 
     @abc.abstractmethod
     def _direction(
@@ -212,7 +205,7 @@ class RiemannianOptimizer(CheckedOptimizer):
             direction = isometric
         step = -self._rate(group) * direction
         # The sum is several times faster than a look at every number, and seldom deceived.
-        if group["check_finite"] and not torch.isfinite(_magnitude([step])) and not step.isfinite().all():
+        if group["check_finite"] and not torch.isfinite(magnitude([step])) and not step.isfinite().all():
             raise NonFiniteError(f"the step of {self._name(parameter)} overflows; nothing was changed")
         return [Adapting(parameter, manifold.truncation(x, step, **known), state, manifold, x, exact)]
 
@@ -306,10 +299,6 @@ class RiemannianOptimizer(CheckedOptimizer):
             moved[name] = old.transp_squares(x, y, state[name], target=new, **known)
         return moved
 
-    @staticmethod
-    def _held(names: tuple[str, ...], state: State) -> list[str]:
-        return [name for name in names if name in state]
-
     def _stabilize(self) -> None:
         for group in self.param_groups:
             if not group["stabilize"] or group["step"] % group["stabilize"]:
@@ -323,66 +312,3 @@ class RiemannianOptimizer(CheckedOptimizer):
                         state[MASTER] = x
                     for name in self._held(self.tangent_state, state):
                         state[name] = p.manifold.proju(x, state[name])
-
-    # Refusals --------------------------------------------------------------------------------
-
-    def _require_finite(
-        self, grads: list[torch.Tensor], updates: list[Update], conditioning: list[torch.Tensor]
-    ) -> None:
-        """Raise unless everything is finite, and warn of lost digits; one synchronisation."""
-        tensors = [*grads, *(tensor for update in updates for tensor in update.tensors)]
-        if not tensors:
-            return
-        largest = _magnitude(tensors)
-        watched = [] if self._warned else [item.to(largest) for item in conditioning]
-        bound, *reciprocals = torch.stack([largest, *watched]).tolist()
-        if not math.isfinite(bound):
-            self._refuse(updates)  # unless only the sum has overflowed
-        self._warn(min(reciprocals, default=1.0), [item.dtype for item in conditioning])
-
-    def _refuse(self, updates: list[Update]) -> None:
-        for name, parameter in self._named():
-            if parameter.grad is not None and not torch.isfinite(whole(parameter.grad)).all():
-                raise NonFiniteError(f"the gradient of {name} holds NaN or infinity; nothing was changed")
-        for update in updates:
-            if not all(torch.isfinite(tensor).all() for tensor in update.tensors):
-                name = self._name(update.parameter)
-                raise NonFiniteError(f"the step of {name} overflows; nothing was changed")
-
-    def _warn(self, reciprocal: float, dtypes: list[torch.dtype]) -> None:
-        eps = max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0)
-        if eps <= 0.01 * reciprocal:
-            return
-        self._warned = True
-        warnings.warn(
-            f"a core has a condition number above {1 / max(reciprocal, 1e-300):.1g}, so gradients may keep "
-            "fewer than two digits in its smallest directions; truncate (rank_adaptation), damp "
-            "(damping=0.1), or use a lifted() manifold, whose gradients divide by nothing",
-            IllConditionedWarning,
-            stacklevel=5,
-        )
-
-    def _check_state(self, parameters: Iterable[torch.Tensor]) -> None:
-        for p in parameters:
-            for name in self._held(self.tangent_state, self.state[p]):
-                found, needed = tuple(self.state[p][name].shape), self._state_shape(p)
-                if found != needed:
-                    raise ValueError(
-                        f"{name} of {self._name(p)} has the shape {found} instead of {needed}: load the "
-                        "model's state before the optimizer's"
-                    )
-
-
-def _magnitude(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """A zero-dimensional tensor that is finite if, short of overflow, all tensors are."""
-    sharded = [tensor for tensor in tensors if is_sharded(tensor)]
-    if sharded:
-        others = [tensor for tensor in tensors if not is_sharded(tensor)]
-        parts = [total(sharded), *([_magnitude(others)] if others else [])]
-        return torch.stack(parts).sum()
-    tensors = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in tensors]
-    if all(tensor.device.type == "cpu" for tensor in tensors):
-        # The fastest pass there; sums of half precision would overflow early.
-        wide = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
-        return torch.stack([tensor.sum(dtype=wide.get(tensor.dtype)).double() for tensor in tensors]).sum()
-    return torch.nn.utils.get_total_norm(tensors, float("inf"))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeAlias
 
 import geoopt
 import torch
 
+from tenfold.optim.hyperparameters import check_number, check_whole
 from tenfold.optim.master import MASTER, needs_master
 from tenfold.optim.rank_policy import RankPolicy, policy_from_state, policy_state
 from tenfold.optim.saved_state import checked_state_dict, checking
@@ -39,10 +40,10 @@ class CheckedOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
         policy, stabilize = complete["rank_adaptation"], complete["stabilize"]
         if policy is not None and not isinstance(policy, RankPolicy):
             raise TypeError(f"rank_adaptation must be a RankPolicy or None, got {policy!r}")
-        if stabilize is not None and stabilize < 1:
-            raise ValueError(f"stabilize must be a positive number of steps or None, got {stabilize}")
-        if complete["damping"] is not None and not complete["damping"] >= 0:
-            raise ValueError(f"damping must not be negative, got {complete['damping']}")
+        if stabilize is not None:
+            check_whole("stabilize", stabilize)
+        if complete["damping"] is not None:
+            check_number("damping", complete["damping"])
         self._check_group(complete)
 
     def _check_group(self, group: Group) -> None:
@@ -52,8 +53,7 @@ class CheckedOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
     def _check_lr(lr: float | torch.Tensor) -> None:
         if isinstance(lr, torch.Tensor) and lr.numel() != 1:
             raise ValueError(f"a tensor lr must hold one number, got the shape {tuple(lr.shape)}")
-        if not lr >= 0:
-            raise ValueError(f"lr must not be negative, got {lr}")
+        check_number("lr", lr.item() if isinstance(lr, torch.Tensor) else lr)
 
     def _named(self) -> Iterator[tuple[str, torch.Tensor]]:
         for g, group in enumerate(self.param_groups):
@@ -69,6 +69,21 @@ class CheckedOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
     def _state_shape(self, parameter: torch.Tensor) -> tuple[int, ...]:
         """Shape of the tangent vectors in the state of a parameter."""
         return tuple(parameter.shape)
+
+    def _check_state(self, parameters: Iterable[torch.Tensor]) -> None:
+        """Raise ValueError if the rank of a parameter has changed behind the optimizer's back."""
+        for p in parameters:
+            for name in self._held(self.tangent_state, self.state[p]):
+                found, needed = tuple(self.state[p][name].shape), self._state_shape(p)
+                if found != needed:
+                    raise ValueError(
+                        f"{name} of {self._name(p)} has the shape {found} instead of {needed}: load the "
+                        "model's state before the optimizer's"
+                    )
+
+    @staticmethod
+    def _held(names: tuple[str, ...], state: State) -> list[str]:
+        return [name for name in names if name in state]
 
     # State -----------------------------------------------------------------------------------
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -13,8 +12,8 @@ import torch
 from torch import nn
 
 from tenfold.manifolds import LowRankManifold, TreeManifold, is_low_rank, move_
-from tenfold.manifolds.tree_calculus import Frame
-from tenfold.optim.agreement import agreed_mean, require_company
+from tenfold.optim.agreement import require_company
+from tenfold.optim.augmented import Augmented, captured_gradients
 from tenfold.optim.autocast import without_autocast
 from tenfold.optim.base import RiemannianOptimizer
 from tenfold.optim.capture import Capture
@@ -42,18 +41,6 @@ class Integrator(str, Enum):
     """New directions get their first-order part only, which needs no further gradient."""
 
 
-@dataclass
-class _Augmented:
-    """A parameter in augmented bases, whose core has its gradient there as soon as it is known."""
-
-    parameter: geoopt.ManifoldParameter
-    frame: Frame
-    rgrad: torch.Tensor
-    manifold: TreeManifold
-    point: torch.Tensor
-    core_grad: torch.Tensor | None = None
-
-
 class CoreIntegration(RiemannianOptimizer):
     """Steps of the core in bases that are augmented and truncated now and then.
 
@@ -62,7 +49,7 @@ class CoreIntegration(RiemannianOptimizer):
     """
 
     integrator: Integrator
-    _augmented: dict[int, _Augmented]
+    _augmented: dict[int, Augmented]
     _capture: Capture | None = None
 
     def _integrate_with(self, integrator: Integrator | str, model: nn.Module | None, core_steps: int) -> None:
@@ -96,7 +83,7 @@ class CoreIntegration(RiemannianOptimizer):
             raise ValueError(f"{type(self).__name__} needs a rank_adaptation")
         if complete["damping"] is not None:
             raise ValueError(f"{type(self).__name__} has no use for damping")
-        if not 1 <= core_steps <= policy.every:
+        if type(core_steps) is not int or not 1 <= core_steps <= policy.every:
             raise ValueError(
                 f"core_steps must lie between 1 and the {policy.every} steps of the rank_adaptation's "
                 f"interval, got {core_steps}"
@@ -158,11 +145,11 @@ class CoreIntegration(RiemannianOptimizer):
         return loss
 
     @torch.no_grad()
-    def _augmentations(self, closure: Callable[[], Any] | None) -> dict[int, _Augmented]:
+    def _augmentations(self, closure: Callable[[], Any] | None) -> dict[int, Augmented]:
         """The parameters whose bases move in this step, in augmented bases, with the gradients there."""
         if self.integrator is Integrator.PARALLEL:
             return {}
-        wide: list[_Augmented] = []
+        wide: list[Augmented] = []
         for group in self.param_groups:
             if not group["rank_adaptation"].on_beat(group["step"] + 1):
                 continue
@@ -173,10 +160,8 @@ class CoreIntegration(RiemannianOptimizer):
             for p in live:
                 wide.append(self._augment(group, p))
         if self.integrator is Integrator.FUSED:
-            # Each process has captured its own part of the batch.
-            members = [item.parameter for item in wide]
-            captured = agreed_mean(members, [self._captured_gradient(item) for item in wide])
-            grads = _rescaled(wide, captured)
+            assert self._capture is not None
+            grads = captured_gradients(wide, self._capture, self._name)
         else:
             assert closure is not None
             grads = self._second_evaluation(closure, wide) if wide else []
@@ -184,24 +169,15 @@ class CoreIntegration(RiemannianOptimizer):
             item.core_grad = grad
         return {id(item.parameter): item for item in wide}
 
-    def _augment(self, group: Group, p: geoopt.ManifoldParameter) -> _Augmented:
+    def _augment(self, group: Group, p: geoopt.ManifoldParameter) -> Augmented:
         """Bases augmented by the direction in which the inner optimizer would move them."""
         x, manifold = p.detach(), p.manifold
         frame = manifold.frame(x)
         rgrad = manifold.egrad2rgrad(x, self._downhill(group, p.grad), frame=frame)
         direction, _ = self._inner(group, manifold, x, rgrad, self.state[p])
-        return _Augmented(p, frame, rgrad, *manifold.augment(x, direction))
+        return Augmented(p, frame, rgrad, *manifold.augment(x, direction))
 
-    def _captured_gradient(self, item: _Augmented) -> torch.Tensor:
-        assert self._capture is not None
-        grad = self._capture.core_gradient(item.parameter, item.manifold, item.point)
-        if grad is None:
-            raise ValueError(
-                f"nothing was captured for {self._name(item.parameter)}: is it part of the model?"
-            )
-        return grad
-
-    def _second_evaluation(self, closure: Callable[[], Any], wide: list[_Augmented]) -> list[torch.Tensor]:
+    def _second_evaluation(self, closure: Callable[[], Any], wide: list[Augmented]) -> list[torch.Tensor]:
         """Gradients of the augmented cores by the closure, with the parameters back where they were."""
         grads = []
         homes = [(item.parameter, item.parameter.detach().clone()) for item in wide]
@@ -324,25 +300,3 @@ class CoreIntegration(RiemannianOptimizer):
         """Remove the hooks that the integrator ``"fused"`` put on the model."""
         if self._capture is not None:
             self._capture.close()
-
-
-def _rescaled(wide: list[_Augmented], captured: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Captured gradients at the scale that those of the parameters have by now: unscaled, or clipped.
-
-    In the bases that were there before, the two are the same but for one factor for all parameters. Where all
-    of that vanishes beside the rest, the factor cannot be told and is one.
-    """
-    if not wide:
-        return captured
-    sums = torch.zeros(3, dtype=torch.float64)
-    for item, grad in zip(wide, captured, strict=True):
-        p, home = item.parameter, item.parameter.manifold
-        known = home.unpack_tensor(p.grad)[home.tree.root].double()
-        seen = item.manifold.carry_core(item.point, p.detach(), grad, home).double()
-        sums = sums.to(p.device) + torch.stack(
-            [(known * seen).sum(), seen.square().sum(), grad.double().square().sum()]
-        )
-    product, square, whole = sums.unbind()
-    visible = square > (1e3 * torch.finfo(captured[0].dtype).eps) ** 2 * whole
-    scale = torch.where(visible, product / square, 1.0)
-    return [scale.to(grad) * grad for grad in captured]

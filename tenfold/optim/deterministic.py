@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
-import geoopt
 import torch
 
-from tenfold.distributed.reducer import reducer_of
+from tenfold.distributed.registry import reducer_of
 from tenfold.linalg import NonFiniteError
-from tenfold.manifolds import LowRankManifold, is_low_rank, move_
-from tenfold.manifolds.growth import grow
-from tenfold.optim.agreement import agreed_mean, agreed_ranks, check_agreement, require_company
+from tenfold.optim.agreement import agreed_mean
 from tenfold.optim.autocast import without_autocast
 from tenfold.optim.curve import SearchCurve, Tangent, inner, riemannian
+from tenfold.optim.hyperparameters import check_number, check_whole
 from tenfold.optim.line_search import Trial, WolfeSearch
 from tenfold.optim.line_search_report import LineSearchReport, Outcome
-from tenfold.optim.rank_policy import Pending, RankPolicy
+from tenfold.optim.manual_ranks import ManualRanks
 from tenfold.optim.saved_state import checked_state_dict, checking
 
 __all__ = ["LineSearchOptimizer"]
@@ -28,7 +26,7 @@ __all__ = ["LineSearchOptimizer"]
 Evaluate: TypeAlias = Callable[[], torch.Tensor]
 
 
-class LineSearchOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
+class LineSearchOptimizer(ManualRanks, metaclass=abc.ABCMeta):
     """Base of the optimizers with a line search. A subclass says what the direction is.
 
     All parameters, on whatever manifolds, are one point on the product of these; there is one parameter
@@ -47,6 +45,8 @@ class LineSearchOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
     first_step : float or None
         Length of the tangent vector that the first line search tries first; None means the norm of the
         gradient, but at most 1. Later searches try first what the curvature along the last one suggests.
+    **further
+        Hyperparameters of a subclass.
 
     Attributes
     ----------
@@ -64,15 +64,10 @@ class LineSearchOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
         tolerance_grad: float,
         search: WolfeSearch,
         first_step: float | None,
+        **further: Any,
     ):
-        if isinstance(max_iter, bool) or not isinstance(max_iter, int) or max_iter < 1:
-            raise ValueError(f"max_iter must be an integer of at least 1, got {max_iter}")
-        if not tolerance_grad >= 0:
-            raise ValueError(f"tolerance_grad must not be negative, got {tolerance_grad}")
         if not isinstance(search, WolfeSearch):
             raise TypeError(f"search must be a WolfeSearch, got {search!r}")
-        if first_step is not None and not 0 < first_step < math.inf:
-            raise ValueError(f"first_step must be a positive number or None, got {first_step}")
         defaults = {
             "max_iter": max_iter,
             "tolerance_grad": tolerance_grad,
@@ -82,6 +77,7 @@ class LineSearchOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
             "first_step": first_step,
             "last_curvature": None,
             "last_slope": None,
+            **further,
         }
         super().__init__(params, defaults)
 
@@ -91,99 +87,32 @@ class LineSearchOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
             raise ValueError(
                 f"{type(self).__name__} takes a single parameter group: one line search moves all"
             )
+        self._check_group({**self.defaults, **param_group})
         super().add_param_group(param_group)
         for number, p in enumerate(self.param_groups[0]["params"]):
             if p.dtype not in (torch.float32, torch.float64):
                 raise TypeError(f"parameter {number} must be float32 or float64, got {p.dtype}")
 
+    def _check_group(self, group: dict[str, Any]) -> None:
+        """Raise ValueError if a hyperparameter is out of range."""
+        check_whole("max_iter", group["max_iter"])
+        check_number("tolerance_grad", group["tolerance_grad"])
+        WolfeSearch(group["decrease"], group["curvature"], group["max_doublings"])
+        for name in ("first_step", "last_curvature"):
+            if group[name] is not None:
+                check_number(name, group[name])
+                if not group[name]:
+                    raise ValueError(f"{name} must be positive or None, got {group[name]}")
+
     # What a subclass defines -----------------------------------------------------------------
 
     @abc.abstractmethod
     def _direction(self, live: list[torch.Tensor], gradient: Tangent) -> Tangent:
-        """The direction to search, from the state; steepest descent where there is none.
-
-        All state tensors are tangent vectors at the parameter, or :meth:`_change` is overridden.
-        """
+        """The direction to search, from the state; steepest descent where there is none."""
 
     @abc.abstractmethod
     def _remember(self, curve: SearchCurve, accepted: Trial, old: Tangent, new: Tangent) -> None:
         """Write the state after an accepted step, given the gradients before and after it."""
-
-    # Ranks -----------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def adapt_ranks(self, policy: RankPolicy, step: int = 1) -> None:
-        """Truncate all low-rank parameters to the ranks that a policy decides on; the state is transported.
-
-        Parameters
-        ----------
-        policy : RankPolicy
-            Who decides. When it is due is left to the caller.
-        step : int
-            Number of the step, counted from 1, for policies that depend on it.
-
-        Raises
-        ------
-        TypeError
-            If the policy is none.
-        """
-        if not isinstance(policy, RankPolicy):
-            raise TypeError(f"policy must be a RankPolicy, got {policy!r}")
-        parameters = self._low_rank()
-        pending = [Pending(p.manifold, p.manifold.truncation(p.detach())) for p in parameters]
-        decided = agreed_ranks(policy, parameters, pending, step) if pending else []
-        self._change([item.truncation.to(rank) for item, rank in zip(pending, decided, strict=True)])
-
-    @torch.no_grad()
-    def grow_ranks(self, rank: Any, *, scale: float = 1e-6, generator: torch.Generator | None = None) -> None:
-        """Raise the ranks of every low-rank parameter by small random directions; the state is transported.
-
-        The tensor changes by ``scale`` times its norm. How small that is does not matter to the steps that
-        follow (the Riemannian gradient does not see singular values), so small it may be.
-
-        Parameters
-        ----------
-        rank : int, sequence of int or callable
-            The new rank, as for :func:`tenfold.manifolds.growth.grow`; a callable is given the manifold
-            of each parameter and returns it.
-        scale : float
-            Norm of the change relative to that of the tensor.
-        generator : torch.Generator or None
-            Source of the random directions.
-
-        Raises
-        ------
-        ValueError
-            If a rank shrinks or cannot be had; nothing is changed then.
-        """
-        self._change(
-            [
-                grow(
-                    p.manifold,
-                    p.detach(),
-                    rank(p.manifold) if callable(rank) else rank,
-                    scale=scale,
-                    generator=generator,
-                )
-                for p in self._low_rank()
-            ]
-        )
-
-    def _low_rank(self) -> list[geoopt.ManifoldParameter]:
-        return [p for p in self.param_groups[0]["params"] if is_low_rank(p)]
-
-    def _change(self, targets: Sequence[tuple[LowRankManifold, torch.Tensor]]) -> None:
-        """Put every low-rank parameter on another manifold, and transport its state there."""
-        require_company(self._low_rank(), lambda p: f"a parameter on {p.manifold}")  # type: ignore[attr-defined]
-        changes = []
-        for p, (new, y) in zip(self._low_rank(), targets, strict=True):
-            old, x = p.manifold, p.detach()
-            held = {name: old.transp(x, y, v, target=new) for name, v in self.state[p].items()}
-            changes.append((p, new, y, held))
-        for p, new, y, held in changes:
-            move_(p, new, y)
-            self.state[p] = held
-        check_agreement([p for p, *_ in changes], self.state)
 
     # The step --------------------------------------------------------------------------------
 
@@ -345,11 +274,7 @@ class LineSearchOptimizer(torch.optim.Optimizer, metaclass=abc.ABCMeta):
         """A state that fits."""
         state_dict = checked_state_dict(self, state_dict)
         (group,) = state_dict["param_groups"]
-        WolfeSearch(group["decrease"], group["curvature"], group["max_doublings"])  # refuses what is none
-        positive = math.ulp(0.0)
-        for name, least in (("tolerance_grad", 0.0), ("first_step", positive), ("last_curvature", positive)):
-            if group[name] is not None and group[name] < least:
-                raise ValueError(f"the saved {name} is {group[name]}")
+        self._check_group(group)
         if group["last_slope"] is None and any(state_dict["state"].values()):
             raise ValueError("the state has directions, but no last_slope")
         for number, saved in state_dict["state"].items():

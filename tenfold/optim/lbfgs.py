@@ -10,6 +10,7 @@ import torch
 
 from tenfold.optim.curve import SearchCurve, Tangent, inner
 from tenfold.optim.deterministic import LineSearchOptimizer
+from tenfold.optim.hyperparameters import check_whole
 from tenfold.optim.line_search import Trial, WolfeSearch
 
 __all__ = ["RiemannianLBFGS"]
@@ -103,16 +104,18 @@ class RiemannianLBFGS(LineSearchOptimizer):
         search: WolfeSearch | None = None,
         first_step: float | None = None,
     ):
-        if isinstance(history_size, bool) or not isinstance(history_size, int) or history_size < 1:
-            raise ValueError(f"history_size must be an integer of at least 1, got {history_size}")
         super().__init__(
             params,
             max_iter=max_iter,
             tolerance_grad=tolerance_grad,
             search=WolfeSearch(curvature=0.9) if search is None else search,
             first_step=first_step,
+            history_size=history_size,
         )
-        self.param_groups[0].setdefault("history_size", history_size)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        check_whole("history_size", group["history_size"])
 
     def _saved_names(self, count: int) -> set[str]:
         return {f"{letter}{k}" for k in range(count // 2) for letter in "sy"}

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import line_search
 
+from tenfold.optim.hyperparameters import check_whole
+
 __all__ = ["Trial", "WolfeSearch"]
 
 
@@ -76,8 +78,7 @@ class WolfeSearch:
             raise ValueError(f"decrease must lie in (0, 0.5), got {self.decrease}")
         if not self.decrease < self.curvature < 1:
             raise ValueError(f"curvature must lie in (decrease={self.decrease}, 1), got {self.curvature}")
-        if self.max_doublings < 1:
-            raise ValueError(f"max_doublings must be at least 1, got {self.max_doublings}")
+        check_whole("max_doublings", self.max_doublings)
 
     def __call__(
         self, phi: Callable[[float], Trial], start: Trial, guess: float, rounding: float

@@ -13,6 +13,7 @@ from tenfold.manifolds import LowRankManifold
 from tenfold.optim.adam import RiemannianAdamW, SecondMoment
 from tenfold.optim.base import RiemannianOptimizer
 from tenfold.optim.checked import Group
+from tenfold.optim.hyperparameters import check_number
 from tenfold.optim.rank_policy import RankPolicy
 from tenfold.optim.update import State
 
@@ -48,7 +49,7 @@ class TangentMuon(RiemannianAdamW):
     parameters.
 
     Parameters on other geoopt manifolds and plain parameters move as in :class:`RiemannianAdamW`, with
-    ``betas`` and ``eps``.
+    ``betas`` and ``eps``. Schedulers that cycle momentum (``OneCycleLR``) cycle ``mu``.
 
     Parameters
     ----------
@@ -103,6 +104,7 @@ class TangentMuon(RiemannianAdamW):
         check_finite: bool = True,
         damping: float | None = 0.1,
     ):
+        self._betas = betas
         RiemannianOptimizer.__init__(
             self,
             params,
@@ -111,7 +113,6 @@ class TangentMuon(RiemannianAdamW):
                 "momentum": momentum,
                 "nesterov": nesterov,
                 "weight_decay": weight_decay,
-                "betas": betas,
                 "eps": eps,
                 "amsgrad": False,
                 "maximize": maximize,
@@ -124,10 +125,17 @@ class TangentMuon(RiemannianAdamW):
             damping=damping,
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """torch keeps groups and state alone in copies."""
+        return {**super().__getstate__(), "_betas": self._betas}
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        # Not among the defaults, where torch's schedulers would take them for the momentum to cycle.
+        super().add_param_group({"betas": self._betas, **param_group})
+
     def _check_group(self, group: Group) -> None:
         super()._check_group(group)
-        if not 0 <= group["momentum"] < 1:
-            raise ValueError(f"momentum must lie in [0, 1), got {group['momentum']}")
+        check_number("momentum", group["momentum"], below=1)
 
     def _direction(
         self, group: Group, manifold: geoopt.Manifold, x: torch.Tensor, rgrad: torch.Tensor, state: State

@@ -10,8 +10,10 @@ from torch.optim.sgd import sgd
 
 from tenfold.optim.base import RiemannianOptimizer
 from tenfold.optim.checked import Group
+from tenfold.optim.hyperparameters import check_number
 from tenfold.optim.rank_policy import RankPolicy
 from tenfold.optim.update import State
+from tenfold.untrusted.values import fraction
 
 __all__ = ["RiemannianSGD"]
 
@@ -120,8 +122,8 @@ class RiemannianSGD(RiemannianOptimizer):
     def _check_group(self, group: Group) -> None:
         self._check_lr(group["lr"])
         for name in ("momentum", "weight_decay"):
-            if not group[name] >= 0:
-                raise ValueError(f"{name} must not be negative, got {group[name]}")
+            check_number(name, group[name])
+        fraction("dampening", group["dampening"])
         if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
             raise ValueError(
                 "nesterov needs a positive momentum and zero dampening, got "

@@ -13,7 +13,7 @@ from torch import nn
 from tenfold.distributed import DistributedDataParallel, ManifoldReducer, independent, reducer_of
 from tenfold.manifolds import move_, rank_tuple
 from tenfold.nn import Linear
-from tenfold.optim import RiemannianSGD, clip_riemannian_norm_
+from tenfold.optim import TDLRT, RankAdaptation, RiemannianCG, RiemannianSGD, clip_riemannian_norm_
 from tests.distributed.trainings import TIDES, batch, dense, mine, network, played, ranks, train
 
 
@@ -135,6 +135,35 @@ def used_in_one_process_only():
     return second_unused, net[0].weight.grad is None, torch.allclose(net[1].weight.grad, expected)
 
 
+def skipping(processes, captured=True):
+    """An augmented step from what was captured, of processes of which the last alone uses a layer.
+
+    One process may play them all.
+    """
+    torch.manual_seed(0)
+    net = nn.ModuleList([Linear(6, 6, rank=2), nn.Linear(6, 1)]).double()
+    if dist.is_initialized():
+        ManifoldReducer(net)
+    seen = net if captured else nn.Identity()
+    policy = RankAdaptation(0.0)
+    optimizer = TDLRT(net.parameters(), lr=0.1, integrator="fused", model=seen, rank_adaptation=policy)
+    for k in processes:
+        x = batch(k)[0].flatten(1)[:, :6]
+        (net[1](net[0](x) if k else x).square().mean() / (1 if dist.is_initialized() else 2)).backward()
+    said = message(optimizer.step)
+    return said, net[0].weight.manifold.to_dense(net[0].weight.detach())
+
+
+def grown():
+    """New directions drawn by each process without a generator."""
+    net = nn.Sequential(Linear(8, 6, rank=2), nn.Linear(6, 1))
+    DistributedDataParallel(net)
+    before = dense(net)["0.weight"]
+    torch.manual_seed(dist.get_rank())
+    said = message(lambda: RiemannianCG(net.parameters()).grow_ranks(4, scale=0.1))
+    return said, before, dense(net)["0.weight"]
+
+
 def clipped():
     net = network()
     model = DistributedDataParallel(net)
@@ -202,6 +231,9 @@ SCENES = {
     "join": joined,
     "other ranks at the start": other_ranks_at_the_start,
     "used in one process only": used_in_one_process_only,
+    "skipping a layer": lambda: skipping([dist.get_rank()]),
+    "captured nowhere": lambda: skipping([dist.get_rank()], captured=False),
+    "grown": grown,
     "clipped": clipped,
     "closed": closed,
     "traffic": traffic,

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from tenfold.distributed import ManifoldReducer
+from tenfold.distributed.collectives import reachable
 from tenfold.distributed.fingerprint import fingerprint
 from tenfold.optim import RiemannianSGD, clip_riemannian_norm_
 from tests.distributed.launch import DIED, launch
-from tests.distributed.scenes import one_dies, play
+from tests.distributed.scenes import one_dies, play, skipping
 from tests.distributed.test_data_parallel import assert_same_training
 from tests.distributed.trainings import TIDES, batch, dense, network, train
 
@@ -110,6 +111,27 @@ def test_a_parameter_that_one_process_does_not_use(played):
         assert result["used in one process only"] == (True, True, True)
 
 
+def test_a_layer_that_one_process_skips_takes_its_augmented_step_in_all(played):
+    _, expected = skipping([0, 1])
+    for result in played:
+        said, found = result["skipping a layer"]
+        assert said == "nothing happened"
+        torch.testing.assert_close(found, expected)
+
+
+def test_what_no_process_has_captured_is_an_error_in_all(played):
+    for result in played:
+        said, _ = result["captured nowhere"]
+        assert said.startswith("ValueError: nothing was captured for parameter 0 of group 0")
+
+
+def test_new_directions_are_the_same_in_all_processes(played):
+    (said, before, one), (_, _, other) = (result["grown"] for result in played)
+    assert said == "nothing happened"
+    assert torch.equal(one, other)
+    assert not torch.allclose(one, before)
+
+
 def test_clipping_sees_the_joint_gradient(played):
     expected = clip_riemannian_norm_(gradient().parameters(), 1e-3)
     for result in played:
@@ -143,6 +165,17 @@ def test_a_process_that_dies_does_not_hang_the_others(tmp_path):
     assert other == DIED
     assert said.startswith("RuntimeError")
     assert seconds < 30
+
+
+@pytest.mark.parametrize(
+    ("backends", "device"),
+    [("cuda:nccl", "cuda:1"), ("cpu:gloo,cuda:nccl", "cpu"), ("cpu:gloo,cuda:gloo", "cpu")],
+)
+def test_what_nccl_does_not_reach_is_sent_from_the_gpu(monkeypatch, backends, device):
+    monkeypatch.setattr(torch.distributed, "get_backend_config", lambda group: backends)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert reachable(torch.device("cpu"), None) == torch.device(device)
+    assert reachable(torch.device("cuda:0"), None) == torch.device("cuda:0")
 
 
 def test_without_processes():

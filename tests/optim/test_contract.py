@@ -15,6 +15,7 @@ from tenfold.optim import (
     RankAdaptation,
     RiemannianAdam,
     RiemannianCG,
+    RiemannianLBFGS,
     RiemannianSGD,
     TangentMuon,
     clip_riemannian_norm_,
@@ -416,3 +417,42 @@ def test_complex_gradients_that_are_not_finite_are_refused(recwarn):
 def test_options_that_are_no_number_are_refused(option):
     with pytest.raises(ValueError, match=option):
         RiemannianSGD([parameter(MANIFOLD)], **{option: torch.nan})
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "value"),
+    [
+        (RiemannianSGD, "lr", "0.1"),
+        (RiemannianSGD, "momentum", torch.inf),
+        (RiemannianSGD, "dampening", torch.nan),
+        (RiemannianSGD, "dampening", 1.5),
+        (RiemannianSGD, "stabilize", 1.5),
+        (RiemannianSGD, "damping", True),
+        (RiemannianAdam, "eps", None),
+        (RiemannianAdam, "betas", 0.9),
+        (RiemannianAdam, "betas", (0.9, None)),
+        (TangentMuon, "weight_decay", torch.inf),
+        (RiemannianCG, "max_iter", 0),
+        (RiemannianCG, "tolerance_grad", torch.nan),
+        (RiemannianCG, "first_step", "1"),
+        (RiemannianCG, "max_doublings", 1.5),
+        (RiemannianLBFGS, "history_size", 0),
+    ],
+)
+def test_options_out_of_range_are_refused_wherever_they_are_given(method, option, value):
+    p = parameter(MANIFOLD)
+    if option != "max_doublings":
+        with pytest.raises(ValueError, match=option):
+            method([p], **{option: value})
+    with pytest.raises(ValueError, match=option):
+        method([{"params": [p], option: value}])
+    optimizer = method([p])
+    optimizer.param_groups[0][option] = value
+    with pytest.raises(ValueError, match=option):
+        method([p]).load_state_dict(optimizer.state_dict())
+
+
+@pytest.mark.parametrize("core_steps", [0, 1.5, True])
+def test_core_steps_that_are_no_number_of_steps_are_refused(core_steps):
+    with pytest.raises(ValueError, match="core_steps"):
+        TDLRT([parameter(MANIFOLD)], rank_adaptation=RankAdaptation(0.1, every=3), core_steps=core_steps)

@@ -164,3 +164,19 @@ def test_fixed_rank_steps_run_on_the_meta_device():
 def test_bad_arguments_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         TangentMuon([parameter(FixedRankManifold((4, 3), 2))], **bad)
+
+
+@pytest.mark.parametrize("scheduler", ["OneCycleLR", "CyclicLR"])
+def test_schedulers_cycle_the_momentum_of_low_rank_parameters(scheduler):
+    p, plain = parameter(MANIFOLDS[0]), torch.nn.Parameter(torch.ones(3))
+    optimizer = copy.deepcopy(TangentMuon([p], betas=(0.5, 0.9)))
+    optimizer.add_param_group({"params": [plain]})
+    ends = {"total_steps": 10} if scheduler == "OneCycleLR" else {"max_lr": 0.1}
+    schedule = getattr(torch.optim.lr_scheduler, scheduler)(optimizer, 0.01, **ends)
+    found = set()
+    for _ in range(5):
+        optimizer.step()
+        schedule.step()
+        found.add(optimizer.param_groups[0]["momentum"])
+    assert len(found) == 5
+    assert all(group["betas"] == (0.5, 0.9) for group in optimizer.param_groups)
