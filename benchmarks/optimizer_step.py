@@ -18,7 +18,6 @@ import argparse
 import copy
 import statistics
 import time
-from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -26,7 +25,7 @@ from torch import nn
 import tenfold
 from tenfold.experiments.models import build, dense_by_default
 from tenfold.nn import LowRankLayer
-from tenfold.optim import RankAdaptation, RiemannianAdam, RiemannianSGD, TangentMuon
+from tenfold.optim import TDLRT, RankAdaptation, RiemannianAdam, RiemannianSGD, TangentMuon, TDLRTAdamW
 
 
 class Loose(nn.Module):
@@ -64,10 +63,10 @@ def methods(name: str, rank: float) -> dict[str, tuple[nn.Module, torch.optim.Op
     tenfold.nn.factorize(low, rank=rank, exclude=dense_by_default(low), init="random")
     found: dict[str, tuple[nn.Module, torch.optim.Optimizer]] = {}
 
-    def add(
-        label: str, model: nn.Module, make: Callable[..., torch.optim.Optimizer], **options: object
-    ) -> None:
+    def add(label: str, model: nn.Module, make: type[torch.optim.Optimizer], **options: object) -> None:
         model = copy.deepcopy(model).to(memory_format=torch.channels_last)
+        if issubclass(make, TDLRT | TDLRTAdamW):
+            options |= {"integrator": "fused", "model": model}
         found[label] = model, make(model.parameters(), lr=1e-4, **options)
 
     add("dense, SGD", dense, torch.optim.SGD, momentum=0.9)
@@ -81,6 +80,11 @@ def methods(name: str, rank: float) -> dict[str, tuple[nn.Module, torch.optim.Op
         policy = RankAdaptation(0.0, max_rank=rank, every=every)
         label = f"RiemannianSGD, damped, ranks every {every}"
         add(label, low, RiemannianSGD, momentum=0.9, damping=0.1, rank_adaptation=policy)
+    for every in (10, 3):
+        # In augmented bases all the time, as `tenfold train` does it; forward and backward take longer there.
+        policy = RankAdaptation(0.0, max_rank=rank, every=every)
+        add(f"TDLRT, bases every {every}", low, TDLRT, momentum=0.9, rank_adaptation=policy, core_steps=every)
+    add("TDLRTAdamW, bases every 3", low, TDLRTAdamW, rank_adaptation=policy, core_steps=3)
     return found
 
 
@@ -117,7 +121,7 @@ def main() -> None:
         print(f"warmed up: {label}", flush=True)
     for _ in range(options.rounds):
         for label, (model, optimizer) in runs.items():
-            steps = 10 if "every 10" in label else 2
+            steps = 10 if "every 10" in label else 6 if "every 3" in label else 2
             times[label].append(measure(model, optimizer, x, y, steps))
     threads = torch.get_num_threads()
     print(f"\n{options.model}, rank {options.rank}, batch {options.batch_size}, {threads} threads\n")

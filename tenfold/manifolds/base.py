@@ -153,7 +153,8 @@ class LowRankManifold(RankAdaptiveManifold):
         Computing it once per step instead of once per operation saves time only. Every format takes it in
         :meth:`egrad2rgrad` and :meth:`retr`; None, where there is nothing to share, is not passed on to the
         others. A format with a frame takes it in :meth:`retr_transp`, :meth:`transp`,
-        :meth:`transp_squares`, :meth:`truncation` and :meth:`undamped`, too.
+        :meth:`transp_squares`, :meth:`truncation` and :meth:`undamped`, too, and the frame at the other point
+        of a transport as ``target_frame``.
         """
         return None
 
@@ -294,6 +295,7 @@ class LowRankManifold(RankAdaptiveManifold):
         *,
         target: LowRankManifold | None = None,
         frame: Any = None,
+        target_frame: Any = None,
     ) -> torch.Tensor:
         """Vector transport by orthogonal projection of the tangent tensor at ``x`` on that at ``y``.
 
@@ -309,6 +311,8 @@ class LowRankManifold(RankAdaptiveManifold):
             The manifold of ``y`` if its rank differs from this one's.
         frame
             ``self.frame(x)``, if it is known.
+        target_frame
+            ``target.frame(y)``, if it is known.
 
         Returns
         -------
@@ -325,6 +329,7 @@ class LowRankManifold(RankAdaptiveManifold):
         *,
         target: LowRankManifold | None = None,
         frame: Any = None,
+        target_frame: Any = None,
     ) -> torch.Tensor:
         """Squares of coordinates (second moments), seen in the bases at ``y``.
 

@@ -120,6 +120,11 @@ class TensorTree:
         legs = tuple(edge_rank[c] for c in node.children) + tuple(shape[m] for m in node.modes)
         return legs if v == self.root else (*legs, edge_rank[v])
 
+    def size(self, shape: Sequence[int], rank: Sequence[int]) -> int:
+        """Stored numbers at feasible ranks."""
+        edge_rank = self.edge_ranks(rank)
+        return sum(math.prod(self.node_shape(v, shape, edge_rank)) for v in range(len(self.nodes)))
+
     def limits(self, v: int, shape: Sequence[int], edge_rank: dict[int, int]) -> tuple[int, int]:
         """Largest rank of edge ``v`` that the node below and the node above it allow."""
         parent = self.parent[v]

@@ -316,17 +316,27 @@ class TreeManifold(RankAdaptiveTree):
         *,
         target: LowRankManifold | None = None,
         frame: Frame | None = None,
+        target_frame: Frame | None = None,
+        same_bases: bool = False,
     ) -> torch.Tensor:
+        """As :meth:`LowRankManifold.transp`.
+
+        Parameters
+        ----------
+        x, y, v, target, frame, target_frame
+            See there.
+        same_bases : bool
+            Promises that ``y`` differs from ``x`` by its core alone, which saves most of the products.
+        """
         goal = self._goal(target)
         x, y, v = self._joint(x.detach(), y.detach(), v)
-        blocks = tree_transport.transport(
-            self.tree,
-            self.unpack_tensor(x),
-            self.unpack_tensor(v),
-            frame or self.frame(x),
-            goal.unpack_tensor(y),
-            goal.frame(y),
-        )
+        frame, target_frame = frame or self.frame(x), target_frame or goal.frame(y)
+        tangent = self.unpack_tensor(v)
+        if same_bases:
+            blocks = tree_transport.transport_in_bases(self.tree, tangent, frame, target_frame)
+        else:
+            nodes, new = self.unpack_tensor(x), goal.unpack_tensor(y)
+            blocks = tree_transport.transport(self.tree, nodes, tangent, frame, new, target_frame)
         return goal.pack_point(*blocks)
 
     def transp_squares(
@@ -337,17 +347,19 @@ class TreeManifold(RankAdaptiveTree):
         *,
         target: LowRankManifold | None = None,
         frame: Frame | None = None,
+        target_frame: Frame | None = None,
+        same_bases: bool = False,
     ) -> torch.Tensor:
+        """As :meth:`LowRankManifold.transp_squares`; arguments as for :meth:`transp`."""
         goal = self._goal(target)
         x, y, s = self._joint(x.detach(), y.detach(), s)
-        blocks = tree_transport.transport_squares(
-            self.tree,
-            self.unpack_tensor(x),
-            self.unpack_tensor(s),
-            frame or self.frame(x),
-            goal.unpack_tensor(y),
-            goal.frame(y),
-        )
+        frame, target_frame = frame or self.frame(x), target_frame or goal.frame(y)
+        squares = self.unpack_tensor(s)
+        if same_bases:
+            blocks = tree_transport.transport_squares_in_bases(self.tree, squares, frame, target_frame)
+        else:
+            nodes, new = self.unpack_tensor(x), goal.unpack_tensor(y)
+            blocks = tree_transport.transport_squares(self.tree, nodes, squares, frame, new, target_frame)
         return goal.pack_point(*blocks)
 
     def retr_transp(

@@ -18,7 +18,7 @@ from tenfold.manifolds.tree_calculus import (
     unmatrix,
 )
 
-__all__ = ["carry_core", "transport", "transport_squares"]
+__all__ = ["carry_core", "transport", "transport_in_bases", "transport_squares", "transport_squares_in_bases"]
 
 
 def transport(
@@ -107,6 +107,45 @@ def transport_squares(
         inherited, share = parts
         out[v] = _filled_up(inherited, share, mean)
     return out
+
+
+def transport_in_bases(
+    tree: TensorTree, tangent: Nodes, frame: Frame, target_frame: Frame
+) -> list[torch.Tensor]:
+    """:func:`transport` to a point that differs by its core alone.
+
+    The bases stay, so that only what surrounds their changes is seen anew.
+
+    Complexity: two products with every node.
+    """
+    turned = _turned(tree, frame, target_frame)
+    return [u if v == tree.root else right(tree, v, u, turned[v]) for v, u in enumerate(tangent)]
+
+
+def transport_squares_in_bases(
+    tree: TensorTree, squares: Nodes, frame: Frame, target_frame: Frame
+) -> list[torch.Tensor]:
+    """:func:`transport_squares` to a point that differs by its core alone."""
+    turned = _turned(tree, frame, target_frame)
+    out = list(squares)
+    for v, turn in turned.items():
+        mean = squares[v].mean(dim=tuple(range(-order_of(tree, v), 0)), keepdim=True)
+        inherited, share = (
+            right(tree, v, item, turn.square()) for item in (squares[v], torch.ones_like(squares[v]))
+        )
+        out[v] = _filled_up(inherited, share, mean)
+    return out
+
+
+def _turned(tree: TensorTree, frame: Frame, target_frame: Frame) -> dict[int, torch.Tensor]:
+    """Old surroundings of every edge seen in new ones, ``(*batch, r_v, r_v)``, in the same bases."""
+    turned: dict[int, torch.Tensor] = {}
+    for v in tree.topdown:
+        order = order_of(tree, v)
+        for axis, w in enumerate(tree.nodes[v].children):
+            old = frame.env[w] if v == tree.root else right(tree, v, frame.env[w], turned[v])
+            turned[w] = unfold(old, axis, order) @ unfold(target_frame.env[w], axis, order).mT
+    return turned
 
 
 def _filled_up(inherited: torch.Tensor, share: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:

@@ -56,7 +56,8 @@ class Decomposition:
 
     def stored(self, ranks: Sequence[int]) -> int:
         """Numbers in the factors at these ranks, lowered to what is feasible."""
-        return self.manifold.with_rank(self.manifold.tree.clip(self.manifold.shape, ranks)).size
+        tree, shape = self.manifold.tree, self.manifold.shape
+        return tree.size(shape, tree.clip(shape, ranks))
 
 
 def tolerance_for(compression: float, decompositions: Sequence[Decomposition]) -> float:

@@ -289,13 +289,23 @@ class RiemannianOptimizer(FiniteOptimizer):
         new: LowRankManifold,
         y: torch.Tensor,
         frame: Any = None,
+        target_frame: Any = None,
+        **options: bool,
     ) -> State:
-        """The state at ``x`` on one manifold, whose frame may be known, carried to ``y`` on another."""
+        """The state at ``x`` on one manifold, carried to ``y`` on another; their frames may be known."""
         moved = dict(state)
-        known = {} if frame is None else {"frame": frame}
-        for name in self._held(self.tangent_state, state):
+        tangents = self._held(self.tangent_state, state)
+        squares = self._held(self.square_state, state)
+        if not tangents and not squares:
+            return moved
+        frames = {
+            "frame": old.frame(x) if frame is None else frame,
+            "target_frame": new.frame(y) if target_frame is None else target_frame,
+        }
+        known = options | {name: value for name, value in frames.items() if value is not None}
+        for name in tangents:
             moved[name] = old.transp(x, y, state[name], target=new, **known)
-        for name in self._held(self.square_state, state):
+        for name in squares:
             moved[name] = old.transp_squares(x, y, state[name], target=new, **known)
         return moved
 

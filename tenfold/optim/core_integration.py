@@ -218,24 +218,24 @@ class CoreIntegration(RiemannianOptimizer):
         moved: list[Update | Adapting] = []
         members = zip(batch.split(batch.x, batch.state), batch.parts(batch.grad), strict=True)
         for (p, x, state), grad in members:
-            wide, y, state = self._augmented_step(group, p, x, grad, state)
+            wide, y, state, frame = self._augmented_step(group, p, x, grad, state)
             if holds:
-                moved.append(self._held_open(p, wide, y, state))
+                moved.append(self._held_open(p, wide, y, state, frame))
                 continue
             truncation = wide.truncation(y)
             if adapt:
-                moved.append(Adapting(p, truncation, state, wide, y))
+                moved.append(Adapting(p, truncation, state, wide, y, frame))
             else:
                 new, z = truncation.to(p.manifold.rank)
-                moved.append(Update(p, z, self._transported(state, wide, y, new, z), new))
+                moved.append(Update(p, z, self._transported(state, wide, y, new, z, frame), new))
         return moved
 
     def _held_open(
-        self, p: geoopt.ManifoldParameter, wide: TreeManifold, y: torch.Tensor, state: State
+        self, p: geoopt.ManifoldParameter, wide: TreeManifold, y: torch.Tensor, state: State, frame: Frame
     ) -> Update:
         """The augmented tensor, which waits for its truncation."""
         new, z = wide.feasible(y)
-        state = state if z is y else self._transported(state, wide, y, new, z)
+        state = state if z is y else self._transported(state, wide, y, new, z, frame)
         return Update(p, z, state | {OPEN: 1}, new)
 
     @staticmethod
@@ -270,25 +270,30 @@ class CoreIntegration(RiemannianOptimizer):
 
     def _augmented_step(
         self, group: Group, p: geoopt.ManifoldParameter, x: torch.Tensor, grad: torch.Tensor, state: State
-    ) -> tuple[TreeManifold, torch.Tensor, State]:
-        """The stepped tensor in the augmented bases, and the state in them."""
+    ) -> tuple[TreeManifold, torch.Tensor, State, Frame]:
+        """The stepped tensor in the augmented bases, the state in them, and the frame there."""
         home = p.manifold
         if self.integrator is Integrator.PARALLEL:
             frame = home.frame(x)
             rgrad = home.egrad2rgrad(x, self._downhill(group, grad), frame=frame)
             direction, state = self._inner(group, home, x, rgrad, state)
             wide, y = home.extended(x, -self._rate(group) * direction, frame=frame)
-            return wide, y, self._transported(state, home, x, wide, y, frame)
+            there = wide.frame(y)
+            return wide, y, self._transported(state, home, x, wide, y, frame, there), there
         item = self._augmented[id(p)]
         wide, y, frame, core_grad = item.manifold, item.point, item.frame, item.core_grad
         assert core_grad is not None
         # What the augmented bases leave out of the gradient is for the memory of the inner optimizer.
-        blocks = list(wide.unpack_tensor(home.transp(x, y, item.rgrad, target=wide, frame=frame)))
+        there = wide.frame(y)
+        rgrad = home.transp(x, y, item.rgrad, target=wide, frame=frame, target_frame=there)
+        blocks = list(wide.unpack_tensor(rgrad))
         blocks[wide.tree.root] = self._downhill(group, core_grad)
-        state = self._transported(state, home, x, wide, y, frame)
+        state = self._transported(state, home, x, wide, y, frame, there)
         direction, state = self._inner(group, wide, y, wide.pack_point(*blocks), state)
         z = y - self._rate(group) * wide.radial(direction)
-        return wide, z, self._transported(state, wide, y, wide, z)
+        stepped = wide.frame(z)
+        state = self._transported(state, wide, y, wide, z, there, stepped, same_bases=True)
+        return wide, z, state, stepped
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients and what was captured with them; see :class:`torch.optim.Optimizer`."""

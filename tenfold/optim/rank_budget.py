@@ -146,5 +146,6 @@ def _inner(counts: Sequence[int], sizes: Sequence[int]) -> int:
 def _size(manifold: LowRankManifold, ranks: Sequence[int]) -> int:
     """Stored numbers at given ranks, lowered to feasible ones."""
     if isinstance(manifold, TreeManifold):
-        ranks = manifold.tree.clip(manifold.shape, ranks)
+        # A policy asks for thousands of sizes; a manifold for each would cost more than the sizes.
+        return manifold.tree.size(manifold.shape, manifold.tree.clip(manifold.shape, ranks))
     return manifold.with_rank(tuple(ranks)).size

@@ -183,6 +183,26 @@ def test_transport_is_the_projection_on_the_new_basis(manifold):
     np.testing.assert_allclose(moved, basis @ (basis.T @ ambient), atol=1e-7)
 
 
+@each_format
+def test_transport_between_cores_in_the_same_bases(manifold):
+    """Frames that are passed and bases that stay save work and change nothing, in batches neither."""
+    x = torch.stack([packed(manifold, 0), packed(manifold, 1)])
+    y = x + 0.3 * manifold.radial(torch.randn_like(x))
+    v, squares = manifold.proju(x, torch.randn_like(x)), torch.rand_like(x)
+    frames = {"frame": manifold.frame(x), "target_frame": manifold.frame(y)}
+    for carry, tangent in ((manifold.transp, v), (manifold.transp_squares, squares)):
+        want = carry(x, y, tangent)
+        torch.testing.assert_close(carry(x, y, tangent, **frames), want)
+        torch.testing.assert_close(carry(x, y, tangent, same_bases=True), want)
+
+
+@each_format
+def test_size_at_other_ranks(manifold):
+    for rank in itertools.product(range(1, 4), repeat=len(manifold.tree.ranks)):
+        feasible = manifold.tree.clip(manifold.shape, rank)
+        assert manifold.tree.size(manifold.shape, feasible) == manifold.with_rank(feasible).size
+
+
 def smooth_tensor(shape):
     """A tensor with fast and uneven decay, free of symmetry: ``1 / (1 + sum k i_k)``, tilted."""
     grid = np.meshgrid(*(np.arange(n) for n in shape), indexing="ij")
