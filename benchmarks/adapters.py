@@ -19,23 +19,18 @@ import argparse
 import copy
 import gzip
 import importlib.util
-import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from adapter_runs import METHODS, Row, at_best_rate, missing, ramp, read, record, spread, with_adapters
 from torch import nn
 
-from tenfold.nn.adapters import adapt, describe
-from tenfold.optim import BudgetAdaptation, RiemannianAdam
-
-METHODS = ("tenfold", "tenfold-fixed", "tenfold-damped", "lora", "adalora")
-TARGETS = ("query", "key", "value", "dense")
 HEAD_LR = 5e-3
 
 
@@ -148,85 +143,7 @@ def accuracy(model: nn.Module, rows: Sentences) -> float:
     return right / len(rows)
 
 
-# The methods ---------------------------------------------------------------------------------
-
-
-def lora_parameters(model: Classifier, rank: int) -> int:
-    """What LoRA of a rank stores for all adapted layers."""
-    layers = [m for m in model.blocks.modules() if isinstance(m, nn.Linear)]
-    return sum(rank * (layer.in_features + layer.out_features) for layer in layers)
-
-
-def with_adapters(
-    method: str, model: Classifier, rank: int, lr: float, steps: int
-) -> tuple[nn.Module, torch.optim.Optimizer, Callable[[int], None], Callable[[], dict[str, Any]]]:
-    """The adapted model, its optimizer, what follows each backward pass, and what to report."""
-    if method.startswith("tenfold"):
-        allowed = lora_parameters(model, rank)
-        report = adapt(model, rank=rank, include=["blocks.*"], trainable=["head.*"])
-        policy = None
-        if method == "tenfold":
-            compression = report.compression(allowed)
-            policy = BudgetAdaptation(compression=compression, every=5, stop=max(5, 3 * steps // 4))
-        updates = [p for p in model.blocks.parameters() if p.requires_grad]
-        groups = [{"params": updates, "lr": lr}, {"params": model.head.parameters(), "lr": HEAD_LR}]
-        # Damping is relative to the singular values, and from zero it would let the bases turn without bound.
-        damping = 0.1 if method == "tenfold-damped" else None
-        optimizer = RiemannianAdam(groups, damping=damping, rank_adaptation=policy)
-
-        def found() -> dict[str, Any]:
-            now = describe(model)
-            return {"parameters": now.stored, "ranks": {row.name: row.rank[0] for row in now.layers}}
-
-        return model, optimizer, lambda step: None, found
-
-    import peft
-
-    common: dict[str, Any] = {
-        "target_modules": list(TARGETS),
-        "modules_to_save": ["head"],
-    }
-    if method == "lora":
-        config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, **common)
-    else:
-        config = peft.AdaLoraConfig(
-            init_r=rank + rank // 2,
-            target_r=rank,
-            lora_alpha=4 * rank,
-            tinit=steps // 10,
-            tfinal=steps // 4,
-            deltaT=5,
-            total_step=steps,
-            **common,
-        )
-    wrapped = peft.get_peft_model(model, config)
-    heads = [p for name, p in wrapped.named_parameters() if p.requires_grad and ".head." in name]
-    updates = [p for name, p in wrapped.named_parameters() if p.requires_grad and ".head." not in name]
-    groups = [{"params": updates, "lr": lr}, {"params": heads, "lr": HEAD_LR}]
-    optimizer = torch.optim.Adam(groups)
-
-    def allocate(step: int) -> None:
-        if method == "adalora":
-            wrapped.base_model.update_and_allocate(step)
-
-    def found() -> dict[str, Any]:
-        if method == "lora":
-            return {"parameters": sum(p.numel() for p in updates)}
-        ranks, stored = {}, 0
-        for name, p in wrapped.named_parameters():
-            if "lora_E" in name:
-                layer = wrapped.get_submodule(name.rpartition(".lora_E")[0])
-                kept = int((p != 0).sum())
-                ranks[name.removeprefix("base_model.model.").rpartition(".lora_E")[0]] = kept
-                stored += kept * (layer.in_features + layer.out_features + 1)
-        return {"parameters": stored, "while_training": sum(p.numel() for p in updates), "ranks": ranks}
-
-    return wrapped, optimizer, allocate, found
-
-
-def run(
-    method: str, lr: float, seed: int, encoder: Any, data: Sentences, options: argparse.Namespace
-) -> dict[str, Any]:
+def run(method: str, lr: float, seed: int, encoder: Any, data: Sentences, options: argparse.Namespace) -> Row:
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     test, validation = data[: options.test], data[options.test : options.test + options.validation]
@@ -235,11 +152,18 @@ def run(
     steps = options.epochs * math.ceil(len(train) / options.batch)
     blocks = copy.deepcopy(encoder.encoder.layer[-options.layers :])
     classifier = Classifier(blocks, encoder.config.hidden_size)
-    model, optimizer, after, found = with_adapters(method, classifier, options.rank, lr, steps)
-    ramp = max(1, steps // 10)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / ramp, (steps - step) / (steps - ramp))
+    adapted = with_adapters(
+        method,
+        classifier,
+        ["blocks.*"],
+        rank=options.rank,
+        steps=steps,
+        lr=lr,
+        head=["head"],
+        head_lr=HEAD_LR,
     )
+    model, optimizer = adapted.model, adapted.optimizer
+    scheduler = ramp(optimizer, steps)
     model.train()
     losses, begin, step = [], time.perf_counter(), 0
     for _ in range(options.epochs):
@@ -248,7 +172,7 @@ def run(
             loss = model(words, mask, labels).loss
             loss.backward()
             optimizer.step()
-            after(step)
+            adapted.after(step)
             scheduler.step()
             losses.append(loss.item())
             step += 1
@@ -258,7 +182,7 @@ def run(
         "test": accuracy(model, test),
         "loss": statistics.fmean(losses[-10:]),
         "seconds": round(seconds, 1),
-        **found(),
+        **adapted.found(),
     }
 
 
@@ -270,33 +194,21 @@ def protocol(options: argparse.Namespace) -> dict[str, int]:
     return {name: getattr(options, name) for name in names}
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-
-
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[Row]) -> str:
     """Each method at the smallest of the rates with the best mean validation accuracy over its seeds."""
     head = ["method", "learning rate", "seeds", "test", "deviation", "validation", "parameters", "seconds"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for method in METHODS:
-        mine = [row for row in rows if row["method"] == method]
-        by_lr: dict[float, list[dict[str, Any]]] = {}
-        for row in mine:
-            by_lr.setdefault(row["lr"], []).append(row)
-        most = max((len(runs) for runs in by_lr.values()), default=0)
-        complete = {lr: runs for lr, runs in by_lr.items() if len(runs) == most}
-        if not complete:
+        runs = at_best_rate((row for row in rows if row["method"] == method), "validation")
+        if not runs:
             continue
-        means = {lr: statistics.mean(r["validation"] for r in complete[lr]) for lr in sorted(complete)}
-        lr = max(means, key=lambda lr: round(means[lr], 9))
-        runs = complete[lr]
-        test = [run["test"] for run in runs]
-        spread = f"{statistics.stdev(test):.2%}" if len(test) > 1 else ""
-        parameters = statistics.fmean(run["parameters"] for run in runs)
+        test, validation, parameters = (
+            [run[name] for run in runs] for name in ("test", "validation", "parameters")
+        )
         seconds = statistics.median(run["seconds"] for run in runs)
         lines.append(
-            f"| {method} | {lr:g} | {len(runs)} | {statistics.fmean(test):.2%} | {spread} | {means[lr]:.2%} "
-            f"| {parameters:,.0f} | {seconds:.0f} |"
+            f"| {method} | {runs[0]['lr']:g} | {len(runs)} | {statistics.fmean(test):.2%} | {spread(test)} "
+            f"| {statistics.fmean(validation):.2%} | {statistics.fmean(parameters):,.0f} | {seconds:.0f} |"
         )
     return "\n".join(lines)
 
@@ -333,17 +245,16 @@ def main() -> None:
         count = options.test + options.validation + 2 * options.train
         encoder = pretrained()
         data = encoded(sentences(options.data_dir, options.length)[:count], encoder, options.layers)
-        for seed in options.seeds:
-            for lr in options.lrs:
-                for method in options.methods:
-                    key = {"method": method, "lr": lr, "seed": seed}
-                    if any(all(row[name] == key[name] for name in key) for row in done):
-                        continue
-                    row = {**key, "protocol": same, **run(method, lr, seed, encoder, data, options)}
-                    done.append(row)
-                    with options.out.open("a") as file:
-                        file.write(json.dumps(row) + "\n")
-                    print(*(f"{k}={row[k]}" for k in (*key, "validation", "test", "seconds")), flush=True)
+        keys = [
+            {"method": method, "lr": lr, "seed": seed}
+            for seed in options.seeds
+            for lr in options.lrs
+            for method in options.methods
+        ]
+        for key in missing(done, keys):
+            row = {**key, "protocol": same, **run(**key, encoder=encoder, data=data, options=options)}
+            done.append(row)
+            record(options.out, row, (*key, "validation", "test", "seconds"))
     print(table(done))
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from tenfold.optim import RiemannianSGD
 
-SOAK = Path(__file__).parents[1] / "benchmarks" / "soak.py"
+SOAK = Path(__file__).parents[2] / "benchmarks" / "soak.py"
 
 pytestmark = pytest.mark.filterwarnings("ignore::tenfold.optim.IllConditionedWarning")
 
