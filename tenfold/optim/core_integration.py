@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from tenfold.manifolds import LowRankManifold, TreeManifold, is_low_rank, move_
+from tenfold.manifolds.tree_calculus import Frame
 from tenfold.optim.agreement import require_company
 from tenfold.optim.augmented import Augmented, captured_gradients
 from tenfold.optim.autocast import without_autocast
