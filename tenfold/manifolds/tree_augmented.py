@@ -1,14 +1,28 @@
-"""Tensor trees in bases that a tangent vector augments."""
+"""Tensor trees in bases that a tangent vector augments.
+
+Augmented bases begin with the old ones: what was given in these is carried over by padding with zeros.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
-from tenfold.linalg import qr
+from tenfold.linalg import mode_product, qr
 from tenfold.manifolds.tree import TensorTree
-from tenfold.manifolds.tree_calculus import Frame, Nodes, lift, matrix, some, unmatrix
+from tenfold.manifolds.tree_calculus import (
+    Frame,
+    Nodes,
+    add_product,
+    lift,
+    matrix,
+    order_of,
+    some,
+    unmatrix,
+)
 
-__all__ = ["augment", "extend"]
+__all__ = ["augment", "augmented_frame", "carry", "carry_squares", "extend"]
 
 
 def extend(tree: TensorTree, nodes: Nodes, tangent: Nodes, frame: Frame) -> list[torch.Tensor]:
@@ -46,3 +60,62 @@ def _extended_bases(
         zero[v], one[v] = r[..., :rank], r[..., rank:]
         out[v] = unmatrix(tree, v, q, old)
     return out, zero, one
+
+
+def augmented_frame(tree: TensorTree, frame: Frame, target: Nodes) -> Frame:
+    """The frame at ``target``, which :func:`augment` made of a point, from that of the point; no QR.
+
+    What surrounds the new directions is zero.
+    """
+    env = {v: _padded(item, _sizes(tree, tree.parent[v], target)) for v, item in frame.env.items()}
+    upper = {v: _padded(item, 2 * target[v].shape[-1:]) for v, item in frame.upper.items()}
+    return Frame(env, upper)
+
+
+def carry(tree: TensorTree, tangent: Nodes, frame: Frame, target: Nodes) -> list[torch.Tensor]:
+    """A tangent vector at a point as one at ``target``, which :func:`augment` made of the point.
+
+    What the new bases hold of the changes of the old ones goes to the core, where it is free of their gauge.
+
+    Complexity: two products with every node, one with every surrounding.
+    """
+    out = list(target)
+    one: dict[int, torch.Tensor] = {}
+    for v in tree.bottomup:
+        sizes, order = _sizes(tree, v, target), order_of(tree, v)
+        if v != tree.root:
+            sizes = (*sizes[:-1], tangent[v].shape[-1])
+        moved = _padded(tangent[v], sizes)
+        for axis, w in enumerate(tree.nodes[v].children):
+            moved = moved + _padded(mode_product(frame.env[w], one[w], axis, order), sizes)
+        if v == tree.root:
+            out[v] = moved
+            continue
+        basis, flat = matrix(tree, v, target[v]), matrix(tree, v, moved)
+        one[v] = basis.mT @ flat
+        rest = unmatrix(tree, v, add_product(flat, basis, one[v], -1.0), moved)
+        out[v] = _padded(rest, _sizes(tree, v, target))
+    return out
+
+
+def carry_squares(tree: TensorTree, squares: Nodes, target: Nodes) -> list[torch.Tensor]:
+    """Second moments of the coordinates of :func:`carry`; new entries take the mean of their block."""
+    out = []
+    for v, item in enumerate(squares):
+        sizes, order = _sizes(tree, v, target), order_of(tree, v)
+        mean = item.mean(dim=tuple(range(-order, 0)), keepdim=True)
+        known = _padded(torch.ones_like(item), sizes)
+        out.append(_padded(item, sizes) + mean * (1 - known))
+    return out
+
+
+def _sizes(tree: TensorTree, v: int, nodes: Nodes) -> tuple[int, ...]:
+    """Shape of a node without the batch."""
+    return tuple(nodes[v].shape[nodes[v].ndim - order_of(tree, v) :])
+
+
+def _padded(tensor: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    """Zeros at the ends of the last axes."""
+    found = tensor.shape[tensor.ndim - len(sizes) :]
+    ends = [end for a, b in zip(reversed(found), reversed(sizes), strict=True) for end in (0, b - a)]
+    return torch.nn.functional.pad(tensor, ends)

@@ -18,6 +18,7 @@ Shapes: node tensors ``(*batch, *legs, rank)``, the root ``(*batch, *legs)``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -67,6 +68,14 @@ class Frame:
 
     env: dict[int, torch.Tensor]
     upper: dict[int, torch.Tensor]
+
+    def triangular_factors(self) -> dict[int, torch.Tensor]:
+        """``upper`` without the rows that are zero at ranks that no tensor can have."""
+        factors = {}
+        for v, factor in self.upper.items():
+            rest = math.prod(self.env[v].shape[factor.ndim - 2 :]) // factor.shape[-1]
+            factors[v] = factor[..., :rest, :]
+        return factors
 
 
 def matrix(tree: TensorTree, v: int, tensor: torch.Tensor) -> torch.Tensor:

@@ -11,12 +11,11 @@ from typing_extensions import Self
 
 from tenfold.linalg import Orthonormalization, solve_right_upper
 from tenfold.manifolds import tree_calculus as calculus
-from tenfold.manifolds import tree_damped, tree_transport
-from tenfold.manifolds.base import LowRankManifold
+from tenfold.manifolds import tree_damped
 from tenfold.manifolds.tree_calculus import Frame
 from tenfold.manifolds.tree_damped import DampedFrame
 from tenfold.manifolds.tree_lift import tangent_lift
-from tenfold.manifolds.tree_ranks import RankAdaptiveTree
+from tenfold.manifolds.tree_transporting import TransportingTree
 
 __all__ = ["TreeManifold"]
 
@@ -24,7 +23,7 @@ HOSVD = "hosvd"
 """The retraction that truncates."""
 
 
-class TreeManifold(RankAdaptiveTree):
+class TreeManifold(TransportingTree):
     """Tensors of fixed rank in a tensor tree; formats subclass it and choose the tree.
 
     Parameters
@@ -307,60 +306,6 @@ class TreeManifold(RankAdaptiveTree):
             best = self.unpack_tensor(self.truncation(x, u, frame=frame).to(self._ranks)[1])
             return self.pack_point(*calculus.aligned(self.tree, best, nodes))
         return self.pack_point(*calculus.retract(self.tree, nodes, tangent, frame or self.frame(x), *options))
-
-    def transp(
-        self,
-        x: torch.Tensor,
-        y: torch.Tensor,
-        v: torch.Tensor,
-        *,
-        target: LowRankManifold | None = None,
-        frame: Frame | None = None,
-        target_frame: Frame | None = None,
-        same_bases: bool = False,
-    ) -> torch.Tensor:
-        """As :meth:`LowRankManifold.transp`.
-
-        Parameters
-        ----------
-        x, y, v, target, frame, target_frame
-            See there.
-        same_bases : bool
-            Promises that ``y`` differs from ``x`` by its core alone, which saves most of the products.
-        """
-        goal = self._goal(target)
-        x, y, v = self._joint(x.detach(), y.detach(), v)
-        frame, target_frame = frame or self.frame(x), target_frame or goal.frame(y)
-        tangent = self.unpack_tensor(v)
-        if same_bases:
-            blocks = tree_transport.transport_in_bases(self.tree, tangent, frame, target_frame)
-        else:
-            nodes, new = self.unpack_tensor(x), goal.unpack_tensor(y)
-            blocks = tree_transport.transport(self.tree, nodes, tangent, frame, new, target_frame)
-        return goal.pack_point(*blocks)
-
-    def transp_squares(
-        self,
-        x: torch.Tensor,
-        y: torch.Tensor,
-        s: torch.Tensor,
-        *,
-        target: LowRankManifold | None = None,
-        frame: Frame | None = None,
-        target_frame: Frame | None = None,
-        same_bases: bool = False,
-    ) -> torch.Tensor:
-        """As :meth:`LowRankManifold.transp_squares`; arguments as for :meth:`transp`."""
-        goal = self._goal(target)
-        x, y, s = self._joint(x.detach(), y.detach(), s)
-        frame, target_frame = frame or self.frame(x), target_frame or goal.frame(y)
-        squares = self.unpack_tensor(s)
-        if same_bases:
-            blocks = tree_transport.transport_squares_in_bases(self.tree, squares, frame, target_frame)
-        else:
-            nodes, new = self.unpack_tensor(x), goal.unpack_tensor(y)
-            blocks = tree_transport.transport_squares(self.tree, nodes, squares, frame, new, target_frame)
-        return goal.pack_point(*blocks)
 
     def retr_transp(
         self,

@@ -30,7 +30,8 @@ class RankAdaptiveTree(TreeFormat):
         self, x: torch.Tensor, u: torch.Tensor | None = None, *, frame: Frame | None = None
     ) -> Truncation:
         if u is None:
-            return TreeTruncation.of_nodes(self, self.unpack_tensor(x.detach()))
+            upper = None if frame is None else frame.triangular_factors()
+            return TreeTruncation.of_nodes(self, self.unpack_tensor(x.detach()), upper)
         x, u = torch.broadcast_tensors(x, u)
         nodes, tangent = self.unpack_tensor(x.detach()), self.unpack_tensor(u.detach())
         sum = tree_moved.moved(self.tree, nodes, tangent, frame or self.frame(x))
@@ -60,7 +61,9 @@ class RankAdaptiveTree(TreeFormat):
         nodes = [(scale, self._goal(other).unpack_tensor(x.detach())) for scale, other, x in parts]
         return TreeTruncation.of_nodes(self, weighted_sum(self.tree, nodes))
 
-    def augment(self, x: torch.Tensor, u: torch.Tensor) -> tuple[Self, torch.Tensor]:
+    def augment(
+        self, x: torch.Tensor, u: torch.Tensor, *, frame: Frame | None = None
+    ) -> tuple[Self, torch.Tensor]:
         """The same tensor with room for a tangent vector: every basis extended by the directions of ``u``.
 
         The core of the result is that of ``x`` padded with zeros (basis augmentation of the rank-adaptive
@@ -70,6 +73,8 @@ class RankAdaptiveTree(TreeFormat):
         ----------
         x, u : torch.Tensor
             Point and tangent vector, shape ``(*batch, size)``.
+        frame : Frame or None
+            ``self.frame(x)``, if it is known.
 
         Returns
         -------
@@ -78,7 +83,21 @@ class RankAdaptiveTree(TreeFormat):
         point : torch.Tensor
             Shape ``(*batch, manifold.size)``.
         """
-        return self._widened(tree_augmented.augment, x, u)
+        return self._widened(tree_augmented.augment, x, u, frame)
+
+    def augmented_frame(self, frame: Frame, y: torch.Tensor, target: TreeManifold) -> Frame:
+        """``target.frame(y)`` of what :meth:`augment` made of a point, from the frame of the point.
+
+        Parameters
+        ----------
+        frame : Frame
+            Of the point.
+        y : torch.Tensor
+            What :meth:`augment` returned, shape ``(*batch, target.size)``.
+        target : TreeManifold
+            The manifold of ``y``.
+        """
+        return tree_augmented.augmented_frame(self.tree, frame, self._goal(target).unpack_tensor(y))
 
     def extended(
         self, x: torch.Tensor, u: torch.Tensor, *, frame: Frame | None = None

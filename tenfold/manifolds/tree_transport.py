@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import Enum
+
 import torch
 
 from tenfold.linalg import fold, unfold
@@ -18,7 +20,25 @@ from tenfold.manifolds.tree_calculus import (
     unmatrix,
 )
 
-__all__ = ["carry_core", "transport", "transport_in_bases", "transport_squares", "transport_squares_in_bases"]
+__all__ = [
+    "Bases",
+    "carry_core",
+    "transport",
+    "transport_in_bases",
+    "transport_squares",
+    "transport_squares_in_bases",
+]
+
+
+class Bases(Enum):
+    """What is known of the bases at the target of a transport."""
+
+    ANY = "any"
+    """Nothing."""
+    SAME = "same"
+    """They are those at the start: the points differ by their cores alone."""
+    AUGMENTED = "augmented"
+    """The target is what :meth:`TreeManifold.augment` made of the start."""
 
 
 def transport(

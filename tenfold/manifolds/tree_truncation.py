@@ -53,10 +53,12 @@ class TreeTruncation(Truncation):
         self.singular_values = tuple(spectra[group[0]] for group in manifold.tree.ranks)
 
     @classmethod
-    def of_nodes(cls, manifold: TreeManifold, nodes: Sequence[torch.Tensor]) -> TreeTruncation:
-        """Of the tensor with the given orthonormal nodes."""
+    def of_nodes(
+        cls, manifold: TreeManifold, nodes: Sequence[torch.Tensor], upper: Maps | None = None
+    ) -> TreeTruncation:
+        """Of the tensor with the given orthonormal nodes, whose triangular factors may be known."""
         tree = manifold.tree
-        upper = triangular_factors(tree, nodes)
+        upper = triangular_factors(tree, nodes) if upper is None else upper
         return cls(manifold, upper, lambda bases: project(tree, nodes, bases))
 
     def to(self, rank: int | Sequence[int]) -> tuple[TreeManifold, torch.Tensor]:

@@ -290,7 +290,7 @@ class RiemannianOptimizer(FiniteOptimizer):
         y: torch.Tensor,
         frame: Any = None,
         target_frame: Any = None,
-        **options: bool,
+        **options: Any,
     ) -> State:
         """The state at ``x`` on one manifold, carried to ``y`` on another; their frames may be known."""
         moved = dict(state)

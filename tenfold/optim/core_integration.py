@@ -13,6 +13,7 @@ from torch import nn
 
 from tenfold.manifolds import LowRankManifold, TreeManifold, is_low_rank, move_
 from tenfold.manifolds.tree_calculus import Frame
+from tenfold.manifolds.tree_transport import Bases
 from tenfold.optim.agreement import require_company
 from tenfold.optim.augmented import Augmented, captured_gradients
 from tenfold.optim.autocast import without_autocast
@@ -176,7 +177,7 @@ class CoreIntegration(RiemannianOptimizer):
         frame = manifold.frame(x)
         rgrad = manifold.egrad2rgrad(x, self._downhill(group, p.grad), frame=frame)
         direction, _ = self._inner(group, manifold, x, rgrad, self.state[p])
-        return Augmented(p, frame, rgrad, *manifold.augment(x, direction))
+        return Augmented(p, frame, rgrad, *manifold.augment(x, direction, frame=frame))
 
     def _second_evaluation(self, closure: Callable[[], Any], wide: list[Augmented]) -> list[torch.Tensor]:
         """Gradients of the augmented cores by the closure, with the parameters back where they were."""
@@ -223,7 +224,7 @@ class CoreIntegration(RiemannianOptimizer):
             if holds:
                 moved.append(self._held_open(p, wide, y, state, frame))
                 continue
-            truncation = wide.truncation(y)
+            truncation = wide.truncation(y, frame=frame)
             if adapt:
                 moved.append(Adapting(p, truncation, state, wide, y, frame))
             else:
@@ -239,11 +240,12 @@ class CoreIntegration(RiemannianOptimizer):
         state = state if z is y else self._transported(state, wide, y, new, z, frame)
         return Update(p, z, state | {OPEN: 1}, new)
 
-    @staticmethod
-    def _closed(p: geoopt.ManifoldParameter, y: torch.Tensor, state: State) -> Adapting:
+    def _closed(self, p: geoopt.ManifoldParameter, y: torch.Tensor, state: State) -> Adapting:
         """The last step in augmented bases, ready for its truncation."""
         state = {name: value for name, value in state.items() if name != OPEN}
-        return Adapting(p, p.manifold.truncation(y), state, p.manifold, y)
+        carried = self._held((*self.tangent_state, *self.square_state), state)
+        frame = p.manifold.frame(y) if carried else None
+        return Adapting(p, p.manifold.truncation(y, frame=frame), state, p.manifold, y, frame)
 
     def _waiting(self, group: Group) -> list[Adapting]:
         """Parameters in augmented bases without a gradient in the step that truncates."""
@@ -285,15 +287,15 @@ class CoreIntegration(RiemannianOptimizer):
         wide, y, frame, core_grad = item.manifold, item.point, item.frame, item.core_grad
         assert core_grad is not None
         # What the augmented bases leave out of the gradient is for the memory of the inner optimizer.
-        there = wide.frame(y)
-        rgrad = home.transp(x, y, item.rgrad, target=wide, frame=frame, target_frame=there)
+        there = home.augmented_frame(frame, y, wide)
+        rgrad = home.transp(x, y, item.rgrad, target=wide, frame=frame, bases=Bases.AUGMENTED)
         blocks = list(wide.unpack_tensor(rgrad))
         blocks[wide.tree.root] = self._downhill(group, core_grad)
-        state = self._transported(state, home, x, wide, y, frame, there)
+        state = self._transported(state, home, x, wide, y, frame, there, bases=Bases.AUGMENTED)
         direction, state = self._inner(group, wide, y, wide.pack_point(*blocks), state)
         z = y - self._rate(group) * wide.radial(direction)
         stepped = wide.frame(z)
-        state = self._transported(state, wide, y, wide, z, there, stepped, same_bases=True)
+        state = self._transported(state, wide, y, wide, z, there, stepped, bases=Bases.SAME)
         return wide, z, state, stepped
 
     def zero_grad(self, set_to_none: bool = True) -> None:

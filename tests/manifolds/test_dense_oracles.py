@@ -12,7 +12,9 @@ from tenfold.manifolds import (
     HierarchicalTuckerManifold,
     TensorTrainManifold,
     TuckerManifold,
+    tree_calculus,
 )
+from tenfold.manifolds.tree_transport import Bases
 from tenfold.testing import other_gauge
 
 from . import oracles
@@ -193,7 +195,41 @@ def test_transport_between_cores_in_the_same_bases(manifold):
     for carry, tangent in ((manifold.transp, v), (manifold.transp_squares, squares)):
         want = carry(x, y, tangent)
         torch.testing.assert_close(carry(x, y, tangent, **frames), want)
-        torch.testing.assert_close(carry(x, y, tangent, same_bases=True), want)
+        torch.testing.assert_close(carry(x, y, tangent, bases=Bases.SAME), want)
+
+
+@each_format
+def test_transport_to_augmented_bases(manifold):
+    """Nothing but padding, which loses nothing of a tangent vector, in batches neither."""
+    x = torch.stack([packed(manifold, 0), packed(manifold, 1)])
+    u, v = (manifold.proju(x, torch.randn_like(x)) for _ in range(2))
+    frame = manifold.frame(x)
+    wide, y = manifold.augment(x, u, frame=frame)
+    moved = manifold.transp(x, y, v, target=wide, frame=frame, bases=Bases.AUGMENTED)
+    there = manifold.augmented_frame(frame, y, wide)
+    torch.testing.assert_close(wide.to_dense(y), manifold.to_dense(x))
+    torch.testing.assert_close(wide.proju(y, moved), moved)
+    # The surroundings of new directions are zero, in which nothing lies.
+    dense = tree_calculus.dense_tangent(
+        wide.tree, wide.unpack_tensor(y), wide.unpack_tensor(moved), there, wide.shape
+    )
+    torch.testing.assert_close(dense, manifold.tangent_to_dense(x, v))
+    torch.testing.assert_close(wide.norm(y, moved), manifold.norm(x, v))
+
+    # At ranks that no tensor can have, too, a truncation knows as many singular values.
+    z = y + 0.3 * wide.radial(torch.randn_like(y))
+    known = wide.truncation(z, frame=wide.frame(z)).singular_values
+    torch.testing.assert_close(known, wide.truncation(z).singular_values)
+
+    squares = torch.rand_like(x)
+    blocks = manifold.unpack_tensor(squares)
+    carried = wide.unpack_tensor(manifold.transp_squares(x, y, squares, target=wide, bases=Bases.AUGMENTED))
+    for block, other in zip(blocks, carried, strict=True):
+        old = other[(slice(None), *(slice(n) for n in block.shape[1:]))]
+        torch.testing.assert_close(old, block)
+        fresh = other.numel() - old.numel()
+        mean = block.flatten(1).mean(1) * (fresh / len(block))
+        torch.testing.assert_close(other.flatten(1).sum(1) - old.flatten(1).sum(1), mean)
 
 
 @each_format
