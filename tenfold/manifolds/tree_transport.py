@@ -38,7 +38,7 @@ class Bases(Enum):
     SAME = "same"
     """They are those at the start: the points differ by their cores alone."""
     AUGMENTED = "augmented"
-    """The target is what :meth:`TreeManifold.augment` made of the start."""
+    """The target is what :meth:`~tenfold.manifolds.TreeManifold.augment` made of the start."""
 
 
 def transport(
