@@ -7,6 +7,7 @@ import argparse
 from tenfold.cli.display import print_table
 from tenfold.experiments.comparison import COMPARISON, COMPARISON_PLOT, read_runs, write_comparison
 from tenfold.experiments.report import table
+from tenfold.experiments.runs import shown
 
 
 def compare_command(options: argparse.Namespace) -> int:
@@ -31,5 +32,5 @@ def compare_command(options: argparse.Namespace) -> int:
     folder = options.out or options.folders[0]
     write_comparison(folder, runs)
     print_table(table(runs))
-    print(f"{folder / COMPARISON} and {folder / COMPARISON_PLOT} are written")
+    print(f"{shown(folder / COMPARISON)} and {shown(folder / COMPARISON_PLOT)} are written")
     return 0

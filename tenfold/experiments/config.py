@@ -271,6 +271,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not (_is_number(value) and 0 <= value < 1):
                 raise ValueError(f"{name} must be a number in [0, 1), not {brief(value)}")
+        if self.compression == 0 and self.method == "tucker" and self.tau is None and self.adapt_every:
+            raise ValueError("compression must be above 0 for the method 'tucker', whose ranks share a budget")
         self._check_start_compression()
         if self.adapt_every is not None:
             _check_integer("adapt_every", self.adapt_every, 0)

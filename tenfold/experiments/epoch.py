@@ -18,7 +18,7 @@ from tenfold.experiments.observer import Observer, Step
 from tenfold.experiments.pruning import prune_on_schedule
 from tenfold.experiments.rewinding import rewind_on_schedule
 from tenfold.experiments.state import Progress, TrainingState
-from tenfold.experiments.stepping import check_finite, take_step
+from tenfold.experiments.stepping import advice, check_finite, check_state, take_step
 
 _STEPS_BETWEEN_LOOKS = 20  # on devices where reading a number waits for all the work before it
 
@@ -80,10 +80,14 @@ def train_epoch(
             observer.stepped(Step(epoch, progress.done, loss.item(), present, compression))
         if config.checkpoint_every and state.step % config.checkpoint_every == 0 and progress.done < steps:
             progress.seconds = time.perf_counter() - started
+            check_state(state)
             save()
             started = time.perf_counter() - progress.seconds
     progress.seconds = time.perf_counter() - started
+    check_state(state)
     record = _record(state, progress, data, compression)
+    if not math.isfinite(record.test_loss):
+        observer.noted(f"the test loss is {record.test_loss} after epoch {epoch}; {advice(config)}")
     state.epoch, state.progress = epoch, None
     state.records.append(record)
     return record

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from tenfold.experiments.figure_file import DOTS_PER_INCH, write_figure
-from tenfold.experiments.runs import Run
+from tenfold.experiments.runs import Run, shown
 
 _MODES = {2: ("output", "input"), 4: ("output channels", "input channels", "rows", "columns")}
 
@@ -58,7 +58,7 @@ def plot_comparison(path: Path, runs: Sequence[Run]) -> None:
         ways = [100 * record.compression_network for record in run.records]
         accuracies = [100 * record.test_accuracy for record in run.records]
         (line,) = axes.plot(ways, accuracies, linewidth=1, alpha=0.4, marker=".", markersize=3)
-        label = f"{run.config.method}, {run.folder}".replace("$", r"\$")  # or it begins a formula
+        label = f"{run.config.method}, {shown(run.folder)}".replace("$", r"\$")  # or it begins a formula
         axes.plot(ways[-1:], accuracies[-1:], "o", markersize=8, color=line.get_color(), label=label)
     finals = [100 * run.last.test_accuracy for run in runs]
     margin = max(1.0, max(finals) - min(finals))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tenfold.atomic import write_text
-from tenfold.experiments.runs import Run
+from tenfold.experiments.runs import Run, shown
 
 Table = list[list[str]]
 
@@ -80,10 +80,10 @@ def brief_ranks(ranks: dict[str, list[int]], most: int = 4) -> str:
 
 def _headings(runs: Sequence[Run]) -> list[str]:
     """The shortest of method, folder's name and folder that tells all runs apart."""
-    for names in ([run.config.method for run in runs], [run.folder.name for run in runs]):
+    for names in ([run.config.method for run in runs], [shown(run.folder.name) for run in runs]):
         if len(set(names)) == len(runs):
             return names
-    return [str(run.folder) for run in runs]
+    return [shown(run.folder) for run in runs]
 
 
 def _settings(run: Run) -> str:

@@ -89,7 +89,7 @@ class Result:
 
     @property
     def final_loss(self) -> float | None:
-        """Mean training loss over the last quarter of the loss curve; None if the run diverged."""
+        """Mean of the last quarter of `losses`, each point counted once; None if the run diverged."""
         if not self.finished:
             return None
         values = [value for _, value in self.losses]
@@ -173,6 +173,21 @@ def read_results(path: Path) -> list[Result]:
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
     return results
+
+
+def append_result(path: Path, result: Result) -> None:
+    """Write `result` as the last line of a file, created if need be.
+
+    Raises
+    ------
+    OSError
+        The file cannot be written; it may end in an unfinished line then.
+    """
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(result.to_line())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error  # of a full disk it names no file
 
 
 _RESULT = values.record(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,11 @@ class Run:
     def peak_memory(self) -> int | None:
         """Largest memory use over the epochs, in bytes."""
         return max((r.peak_memory for r in self.records if r.peak_memory is not None), default=None)
+
+
+def shown(path: str | Path) -> str:
+    """A path as text that can be written; names of files need not be UTF-8."""
+    return os.fsencode(path).decode(errors="replace")
 
 
 def write_config(folder: Path, config: TrainConfig) -> None:

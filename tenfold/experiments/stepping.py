@@ -64,6 +64,8 @@ def take_step(state: TrainingState, images: Tensor, labels: Tensor) -> tuple[Ten
         The step is not finite, and the run is to go back.
     """
     part = state.processes.part
+    # The forward pass of a step that is left out must leave no running statistics.
+    buffers = [(b, b.clone()) for b in state.model.buffers()] if state.config.on_nan == "skip" else []
     loss = loss_of(state, part(images), part(labels))
     state.optimizer.zero_grad()
     loss.backward()
@@ -71,12 +73,11 @@ def take_step(state: TrainingState, images: Tensor, labels: Tensor) -> tuple[Ten
     try:
         taken = _move(state, loss)
     except (NonFiniteError, torch.linalg.LinAlgError) as error:
-        where = f"{error}: training diverged in step {state.step + 1}"
-        if state.config.on_nan == "rollback":
-            raise NotFinite(where) from error
-        raise Diverged(f"{where}; {advice(state.config)}") from error
+        raise _diverged(f"{error}: training diverged in step {state.step + 1}", state.config) from error
     with warnings.catch_warnings():
         if not taken:
+            for buffer, before in buffers:
+                buffer.copy_(before)
             # torch warns of a scheduler that is ahead of the optimizer, as it is meant to be here.
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
         state.scheduler.step()
@@ -88,6 +89,37 @@ def loss_of(state: TrainingState, images: Tensor, labels: Tensor) -> Tensor:
     """Mean cross entropy of a batch."""
     model = state.model if state.parallel is None else state.parallel
     return nn.functional.cross_entropy(logits_of(model, images, amp=state.config.amp), labels)
+
+
+@torch.no_grad()
+def check_state(state: TrainingState) -> None:
+    """Raise unless all numbers of model and optimizer are finite, in all processes.
+
+    A state that overflows under a finite loss could be saved, but not resumed.
+
+    Raises
+    ------
+    Diverged
+        One is not.
+    NotFinite
+        One is not, and the run is to go back.
+    """
+    tensors = dict(state.model.state_dict())
+    for number, entries in enumerate(state.optimizer.state_dict()["state"].values()):
+        tensors |= {f"{name} of parameter {number} of the optimizer": t for name, t in entries.items()}
+    tensors = {name: t for name, t in tensors.items() if isinstance(t, Tensor) and t.is_floating_point()}
+    finite = {name: torch.isfinite(t).all() for name, t in tensors.items()}
+    bad = [name for name, good in finite.items() if not good]
+    device = next(state.model.parameters()).device
+    if state.processes.mean(torch.tensor(float(bool(bad)), device=device)) > 0:
+        found = bad[0] if bad else "what another process trains"
+        raise _diverged(
+            f"{found} holds NaN or infinity after step {state.step}: training diverged", state.config
+        )
+
+
+def _diverged(what: str, config: TrainConfig) -> Diverged | NotFinite:
+    return NotFinite(what) if config.on_nan == "rollback" else Diverged(f"{what}; {advice(config)}")
 
 
 def check_finite(loss: float, config: TrainConfig, epoch: int, step: int) -> None:

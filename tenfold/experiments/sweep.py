@@ -18,7 +18,7 @@ from tenfold.atomic import write_text
 from tenfold.experiments.config import TrainConfig
 from tenfold.experiments.grid import Entry, Sweep, run_id
 from tenfold.experiments.processes import Processes
-from tenfold.experiments.result import Result, read_results
+from tenfold.experiments.result import Result, append_result, read_results
 from tenfold.experiments.sweep_job import RESULT, Job, work
 from tenfold.experiments.sweep_lock import locked
 from tenfold.untrusted.text import read_text
@@ -212,8 +212,7 @@ class SweepRunner:
             result = Result.from_line(read_text(path))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        with (self.folder / RESULTS).open("a", encoding="utf-8") as file:
-            file.write(result.to_line())
+        append_result(self.folder / RESULTS, result)
         self._done[result.id] = result
         self.tell(f"{job.kind} {number} of {total}: {describe(job.config)}: {_outcome(result)}")
 

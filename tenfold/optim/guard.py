@@ -38,7 +38,7 @@ class StepOutcome(str, Enum):
     SKIPPED = "skipped"
     """It was not finite and has been left out."""
     ROLLED_BACK = "rolled-back"
-    """It was not finite; model and optimizer are those of the snapshot."""
+    """It was not finite; all that is kept is as in the snapshot, so that no step of a scheduler follows."""
     UNSCALED = "unscaled"
     """The ``GradScaler`` found its scale too large, left the step out and will lower the scale."""
 
@@ -66,7 +66,8 @@ class StepGuard:
         ``load_state_dict``: the model, then schedulers and the like. Snapshots are copies in memory,
         the first of which is taken here.
     every : int or None
-        For ``keep``: a snapshot is taken whenever so many steps have been taken. None means 100.
+        For ``keep``: a snapshot is taken whenever so many steps have been taken, of modules at once, of the
+        rest when the next step begins, so that a step of a scheduler between is in it. None means 100.
     rollback : callable or None
         For ``"rollback"``, instead of `keep`: called without arguments to bring everything back.
     max_rollbacks : int or None
@@ -146,7 +147,7 @@ class StepGuard:
         self.loss: Any = None
         self.error: Exception | None = None
         self._rollback, self._kept = rollback, (*keep, optimizer) if keep else ()
-        self._snapshot = Snapshot(self._kept)
+        self._snapshot, self._half_taken = Snapshot(self._kept), False
 
     def step(
         self,
@@ -182,6 +183,9 @@ class StepGuard:
         if closure is not None and not (loss is None and scaler is None):
             raise ValueError("a closure goes alone: it returns the loss, and a GradScaler takes none")
         self.loss = self.error = None
+        if self._half_taken:
+            self._snapshot.renew(modules=False)
+            self._half_taken = False
         try:
             if loss is not None:
                 self._require_finite_loss(loss, scaler)
@@ -193,7 +197,8 @@ class StepGuard:
         self.taken += 1
         self.in_a_row = 0
         if self._kept and self.taken % self.every == 0:
-            self._snapshot = Snapshot(self._kept)
+            self._snapshot.renew(modules=True)  # now, before another forward pass changes their statistics
+            self._half_taken = True
         return StepOutcome.TAKEN
 
     def _take(self, closure: Callable[[], Any] | None, scaler: torch.amp.GradScaler | None) -> bool:
@@ -318,4 +323,4 @@ class StepGuard:
             raise ValueError(f"a StepGuard has the counters {list(_COUNTERS)}, not {sorted(state_dict)}")
         for name in _COUNTERS:
             setattr(self, name, state_dict[name])
-        self._snapshot = Snapshot(self._kept)
+        self._snapshot, self._half_taken = Snapshot(self._kept), False

@@ -6,6 +6,8 @@ import copy
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import torch
+
 __all__ = ["Keepable", "Snapshot"]
 
 
@@ -31,6 +33,12 @@ class Snapshot:
     def __init__(self, kept: Sequence[Keepable]):
         self._kept = list(kept)
         self._states = [copy.deepcopy(thing.state_dict()) for thing in self._kept]
+
+    def renew(self, *, modules: bool) -> None:
+        """Copy anew the states of the modules, or of everything else."""
+        for k, thing in enumerate(self._kept):
+            if isinstance(thing, torch.nn.Module) is modules:
+                self._states[k] = copy.deepcopy(thing.state_dict())
 
     def restore(self) -> None:
         """Give every object the state that it had, again and again if need be."""

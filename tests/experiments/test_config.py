@@ -42,6 +42,7 @@ def test_a_recipe_is_complete_and_what_is_given_wins(data):
         ("damping", -0.1, "damping must be a number, at least 0"),
         ("optimizer", "lion", "optimizer must be one of sgd, adamw, muon, tdlrt, tdlrt-adamw, not 'lion'"),
         ("compression", 1.0, r"compression must be a number in \[0, 1\), not 1.0"),
+        ("compression", 0, "compression must be above 0 for the method 'tucker'"),
         ("decay", 0.5, "decay must be a number, at least 1, not 0.5"),
         ("epochs", 0, "epochs must be at least 1, not 0"),
         ("batch_size", 0, "batch_size must be at least 1"),
@@ -56,6 +57,11 @@ def test_a_recipe_is_complete_and_what_is_given_wins(data):
 def test_values_out_of_range_are_named(field, value, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig.recipe(**{field: value})
+
+
+@pytest.mark.parametrize("given", [{"adapt_every": 0}, {"tau": 0.1}, {"method": "loose-cp"}])
+def test_where_ranks_share_no_budget_a_compression_of_nothing_is_a_start(given):
+    assert TrainConfig.recipe(compression=0, **given).compression == 0
 
 
 def test_a_number_of_epochs_is_whole():

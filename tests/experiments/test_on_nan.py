@@ -8,7 +8,7 @@ from types import MethodType
 import pytest
 import torch
 
-from tenfold.experiments import checkpoint, stepping
+from tenfold.experiments import checkpoint, epoch, stepping
 from tenfold.experiments.batches import epoch_seed
 from tenfold.experiments.config import TrainConfig
 from tenfold.experiments.grid import run_id
@@ -97,6 +97,57 @@ def test_skipping_is_bounded(tiny, tmp_path, poison):
     poison(lambda state, labels: state.step >= 2)
     with pytest.raises(Diverged, match=r"10 steps were skipped \(max_in_a_row\).*in step 13; try a learning"):
         train(tiny(method="dense", epochs=9, on_nan="skip"), tmp_path)
+
+
+def test_running_statistics_forget_a_step_that_was_left_out(tiny, cifar10_folder, tmp_path, monkeypatch):
+    honest = stepping.loss_of
+
+    def loss_of(state, images, labels):
+        return honest(state, images * math.nan if state.step == 1 else images, labels)
+
+    monkeypatch.setattr(stepping, "loss_of", loss_of)
+    run = tiny(data="cifar10", data_dir=str(cifar10_folder), model="vgg-light", epochs=1, on_nan="skip")
+    last = train(run, tmp_path).last
+    assert last.skipped == 1
+    assert math.isfinite(last.test_loss)
+
+
+@pytest.mark.parametrize("at", [6, 8])
+@pytest.mark.parametrize("where", ["weight", "state"])
+@pytest.mark.parametrize("on_nan", ["raise", "skip", "rollback"])
+def test_what_overflows_before_the_loss_does_is_not_saved(tiny, tmp_path, monkeypatch, on_nan, where, at):
+    """It could not be resumed."""
+    honest = stepping.take_step
+
+    def take_step(state, images, labels):
+        result = honest(state, images, labels)
+        if state.step == at and not state.rollbacks:
+            p = state.optimizer.param_groups[0]["params"][-1]
+            spoiled = p.data if where == "weight" else state.optimizer.state[p]["momentum_buffer"]
+            spoiled[0] = math.inf
+        return result
+
+    monkeypatch.setattr(epoch, "take_step", take_step)
+    run = tiny(method="dense", epochs=2, on_nan=on_nan, checkpoint_every=2)
+    if on_nan == "rollback":
+        assert train(run, tmp_path).last.rollbacks == 1
+    else:
+        with pytest.raises(
+            Diverged, match=f"NaN or infinity after step {at}: training diverged; try a learn"
+        ):
+            train(run, tmp_path)
+    saved = checkpoint.read(tmp_path / "checkpoint.pt")
+    assert saved["step"] == (8 if on_nan == "rollback" else at - 2)
+    states = [saved["model"], *saved["optimizer"]["state"].values()]
+    assert all(t.isfinite().all() for state in states for t in state.values() if isinstance(t, torch.Tensor))
+
+
+@pytest.mark.parametrize("on_nan", ["raise", "skip", "rollback"])
+def test_a_test_loss_that_is_not_finite_is_told(tiny, tmp_path, monkeypatch, on_nan):
+    monkeypatch.setattr(epoch, "evaluate", lambda *_, **__: (math.nan, 0.1))
+    notes = Notes()
+    train(tiny(method="dense", epochs=1, on_nan=on_nan), tmp_path, observer=notes)
+    assert notes.notes == ["the test loss is nan after epoch 1; try a learning rate below 0.02"]
 
 
 @pytest.mark.parametrize("method", METHODS)

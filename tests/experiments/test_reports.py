@@ -1,6 +1,9 @@
 """Records, tables and pictures of runs that never took place."""
 
 import json
+import os
+import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -171,4 +174,14 @@ def test_a_folder_may_have_a_name_like_a_formula(tmp_path):
     a, b = tucker_and_dense(tmp_path)
     a = a.rename(tmp_path / "a$x^y^z$")
     write_comparison(tmp_path / "new", read_runs([a, b]))
+    assert (tmp_path / "new" / "comparison.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
+def test_a_folder_may_have_a_name_that_is_no_text(tmp_path):
+    a, b = tucker_and_dense(tmp_path)
+    a = a.rename(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    shutil.copytree(a, tmp_path / "other")
+    write_comparison(tmp_path / "new", read_runs([a, b, tmp_path / "other"]))
+    assert "caf\ufffd" in (tmp_path / "new" / "comparison.md").read_text(encoding="utf-8")
     assert (tmp_path / "new" / "comparison.png").read_bytes().startswith(PNG)

@@ -64,6 +64,20 @@ def test_lines_that_come_after_the_first_look_are_kept(tmp_path):
     assert [result.id for result in read_results(tmp_path / RESULTS)] == [result.id for result in DONE]
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no /dev/full")
+def test_on_a_full_disk_the_error_names_the_file_and_no_result_is_lost(tmp_path):
+    for result in DONE:
+        folder = tmp_path / "runs" / result.id
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(result.to_line())
+    (tmp_path / RESULTS).symlink_to("/dev/full")
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path / RESULTS}'"):
+        runner(tmp_path).run()
+    (tmp_path / RESULTS).unlink()
+    assert runner(tmp_path).run()
+    assert [result.id for result in read_results(tmp_path / RESULTS)] == [result.id for result in DONE]
+
+
 @needs_locks
 def test_a_second_sweep_in_the_folder_is_refused(tmp_path):
     torn = DONE[0].to_line() + '{"id": "half a li'

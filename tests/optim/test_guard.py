@@ -189,6 +189,27 @@ def test_what_else_is_kept_goes_back_too():
     assert (optimizer.param_groups[0]["lr"], schedule.last_epoch) == (0.1, 0)
 
 
+def test_a_schedule_goes_back_to_the_steps_taken():
+    def train(bad, steps):
+        net = Tensor(MANIFOLD)
+        optimizer = MAKERS["sgd"](net)
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.9)
+        guard = StepGuard(optimizer, "rollback", keep=(net, schedule), every=2)
+        for step in range(steps):
+            optimizer.zero_grad()
+            loss = 0.5 * (net() - GOAL).square().sum()
+            loss.backward()
+            if guard.step(NAN if step in bad else loss) is not StepOutcome.ROLLED_BACK:
+                schedule.step()
+        return net.state_dict(), optimizer.state_dict(), schedule.last_epoch
+
+    # To the start, to the second step, to the third, which was the fourth one taken.
+    once, twice = train({0, 4, 6}, 9), train((), 5)
+    assert once[2] == twice[2] == 5
+    assert_same(once[0], twice[0])
+    assert_same(once[1], twice[1])
+
+
 @pytest.mark.parametrize("policy", ["raise", "skip"])
 def test_a_decomposition_that_fails_is_a_step_that_is_not_finite(policy):
     class Failing(torch.optim.SGD):
