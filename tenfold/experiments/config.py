@@ -11,11 +11,11 @@ from tenfold.experiments.combinations import (
     OPTIMIZERS,
     choices_of,
     dense_counterpart,
-    is_adaptive,
     is_pruned,
     moves_on_the_beat,
     optimizers_of,
 )
+from tenfold.experiments.recipes import LOW_RANK_DEFAULTS, low_rank_default, recipe_for
 from tenfold.untrusted.values import LARGEST, brief
 
 DATA_SETS = ("digits", "mnist", "cifar10", "cifar100", "tinyimagenet")
@@ -26,14 +26,11 @@ ON_NAN = ("raise", "skip", "rollback")
 PLACE_FIELDS = ("data_dir", "device", "checkpoint_every")
 """Where a run takes place and is saved, not what it computes; a resumed run may change these alone."""
 
-_LOW_RANK_DEFAULTS: dict[str, Any] = {"rank": 0.5, "tau": 0.15, "adapt_every": 10, "damping": 0.05}
-_BEAT = 3  # where bases move in these steps only
 _OF_SOME_METHODS = (
-    *_LOW_RANK_DEFAULTS,
+    *LOW_RANK_DEFAULTS,
     *("compression", "start_compression", "decay", "adapt_start", "oversampling"),
 )
 _LARGEST = sys.float_info.max
-_ADAPTIVE_LR = 0.005  # of the adaptive optimizers, whatever the data
 # Fields that runs of earlier versions do not have, with what they did.
 _ADDED_LATER: dict[str, Any] = {
     "optimizer": "sgd",
@@ -45,21 +42,6 @@ _ADDED_LATER: dict[str, Any] = {
     "on_nan": "raise",
     "checkpoint_every": None,
 }
-_PHOTOGRAPHS = {"epochs": 20, "batch_size": 128, "lr": 0.1, "weight_decay": 5e-4, "tau": 0.06}
-_RECIPES: dict[str, dict[str, Any]] = {
-    "digits": {"epochs": 20, "batch_size": 32, "lr": 0.05, "tau": 0.15},
-    "mnist": {"epochs": 5, "batch_size": 64, "lr": 0.05, "tau": 0.2},
-    "cifar10": _PHOTOGRAPHS,
-    "cifar100": _PHOTOGRAPHS,
-    "tinyimagenet": _PHOTOGRAPHS,
-}
-
-
-def low_rank_default(field: str, optimizer: str) -> Any:
-    """What a field of low-rank runs is where nothing is given and no recipe knows better."""
-    if field == "adapt_every" and moves_on_the_beat(optimizer):
-        return _BEAT
-    return _LOW_RANK_DEFAULTS[field]
 
 
 @dataclass(frozen=True)
@@ -194,10 +176,8 @@ class TrainConfig:
         )
         if not all(isinstance(name, str) for name in (data, method, optimizer)):
             return cls(**given)  # which says what is wrong
-        recipe = dict(_RECIPES.get(data, {}))
-        if is_adaptive(optimizer):
-            recipe["lr"] = _ADAPTIVE_LR
-        if "tau" not in choices_of(method, optimizer) or given.get("compression") is not None:
+        recipe = recipe_for(data, method, optimizer)
+        if given.get("compression") is not None:
             recipe.pop("tau", None)
         if given.get("tau") is not None and given.get("adapt_every") == 0:
             # Here and not in every run: of earlier versions, those without a beat hold a tolerance.
@@ -256,7 +236,7 @@ class TrainConfig:
         self._check_nothing_is_ignored()
         choices = choices_of(self.method, self.optimizer)
         replaced = ("rank", "tau") if self.compression is not None else ()
-        for name in _LOW_RANK_DEFAULTS:
+        for name in LOW_RANK_DEFAULTS:
             if name in choices and name not in replaced and getattr(self, name) is None:
                 object.__setattr__(self, name, low_rank_default(name, self.optimizer))
         if is_pruned(self.method) and self.compression is None:
@@ -272,7 +252,9 @@ class TrainConfig:
             if value is not None and not (_is_number(value) and 0 <= value < 1):
                 raise ValueError(f"{name} must be a number in [0, 1), not {brief(value)}")
         if self.compression == 0 and self.method == "tucker" and self.tau is None and self.adapt_every:
-            raise ValueError("compression must be above 0 for the method 'tucker', whose ranks share a budget")
+            raise ValueError(
+                "compression must be above 0 for the method 'tucker', whose ranks share a budget"
+            )
         self._check_start_compression()
         if self.adapt_every is not None:
             _check_integer("adapt_every", self.adapt_every, 0)

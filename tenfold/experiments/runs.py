@@ -56,7 +56,7 @@ class Run:
 
 def shown(path: str | Path) -> str:
     """A path as text that can be written; names of files need not be UTF-8."""
-    return os.fsencode(path).decode(errors="replace")
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def write_config(folder: Path, config: TrainConfig) -> None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from tenfold.experiments.combinations import METHODS, OPTIMIZERS, name_of
-from tenfold.experiments.config import TrainConfig, low_rank_default
+from tenfold.experiments.config import TrainConfig
+from tenfold.experiments.recipes import low_rank_default
 from tenfold.experiments.result import Result
 
 SIZES = ("tau", "compression", "rank")

@@ -90,6 +90,9 @@ class StepGuard:
 
     Notes
     -----
+    What a forward pass changes, such as running statistics, is not the optimizer's: after a skipped step it
+    stays changed.
+
     Complexity: one look at the loss in every step, which waits for the device, beside the check of the
     optimizer; a snapshot copies all of `keep` and the optimizer's state. In a training by several processes
     all must decide alike: hand over a loss that they have averaged.
