@@ -1,6 +1,7 @@
 """What an optimizer step costs beside the forward and backward pass it follows.
 
     python benchmarks/optimizer_step.py [--model vgg16] [--rank 0.25] [--batch-size 128] [--rounds 5]
+        [--only NAME]
 
 One network in CIFAR shapes with its convolutions and hidden linear layers in Tucker form at a fraction of
 every mode (first convolution and classifier dense), against the same factors as plain parameters under AdamW
@@ -111,10 +112,12 @@ def main() -> None:
     parser.add_argument("--rank", type=float, default=0.25)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", help="methods whose names contain this")
     options = parser.parse_args()
     x = torch.randn(options.batch_size, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     y = torch.randint(0, 10, (options.batch_size,))
-    runs = methods(options.model, options.rank)
+    every = methods(options.model, options.rank)
+    runs = {label: pair for label, pair in every.items() if options.only in label}
     times: dict[str, list[tuple[float, float]]] = {label: [] for label in runs}
     for label, (model, optimizer) in runs.items():
         measure(model, optimizer, x, y, 1)

@@ -124,7 +124,7 @@ def accuracies():
 
 @pytest.mark.parametrize(
     ("results", "decides", "rows"),
-    [(LENET, "compression", 16), (LENET, "tau", 2), (CIFAR, "compression", 15)],
+    [(LENET, "compression", 16), (LENET, "tau", 2), (CIFAR, "compression", 17)],
 )
 def test_tables_of_accuracies(results, decides, rows):
     """The tables of the evidence are those of the report."""
@@ -190,6 +190,16 @@ def test_accuracies_on_cifar10():
     assert f"loose CP {percent['loose CP factors, AdamW']}" in adamw
     assert f"loose matrix {percent['loose matrix factors, AdamW']}" in adamw
     assert f": {percent[f'RiemannianAdamW, {falling}']} | dense, SGD {percent['dense, SGD']}" in dense
+    against_cp = line(f"{vgg}, against CP factors with Muon")
+    assert (
+        f": {frequent}, `RiemannianSGD` {percent[f'RiemannianSGD, {falling}']} | loose CP, Muon" in against_cp
+    )
+    for rows in (against_cp, line("| the same, Muon |")):
+        assert f"{percent['loose CP factors, Muon']} |" in rows
+    pruning = line(f"{vgg}, beside pruning")
+    ours = [percent[f"{name}, {falling}"] for name in ("TangentMuon", "RiemannianAdamW")]
+    assert f": {ours[0]}, `RiemannianAdamW` {ours[1]} | pruned" in pruning
+    assert f"magnitude {percent['pruned by magnitude, SGD']} |" in pruning
     both = line("| the same, both with Muon |")
     assert f": {percent[f'TangentMuon, {falling}']} | dense, Muon {percent['dense, Muon']} |" in both
     against_muon = line(f"{vgg} from the start, against Muon")
@@ -211,16 +221,18 @@ def test_accuracies_on_cifar10_at_85_percent():
     loose = [percent[f"loose {name}"] for name in ("Tucker factors, AdamW", "Tucker factors, Muon")]
     same = f"{vgg}, the same optimizer"
     assert f"falls: {adamw}, `TangentMuon` {muon}" in row(same)
-    assert f"AdamW {loose[0]}, Muon {loose[1]}; loose CP, AdamW {percent['loose CP factors, AdamW']}" in row(
-        same, 2
+    cp = [percent[f"loose CP factors, {optimizer}"] for optimizer in ("AdamW", "Muon")]
+    assert row(same, 2) == (
+        f"loose Tucker, AdamW {loose[0]}, Muon {loose[1]}; loose CP, AdamW {cp[0]}, Muon {cp[1]}"
     )
     assert f"falls: {muon}" in row(f"{vgg}, beside dense")
     assert row(f"{vgg}, beside dense", 2) == f"dense, SGD {percent['dense, SGD']}"
     assert row(f"{vgg}, `TDLRT`") == f"budget that falls: {percent[f'TDLRT, {falling}']}"
     with_adam = f"{vgg}, TDLRT with Adam inside"
     assert row(with_adam) == f"`TDLRTAdamW`, budget that falls: {percent[f'TDLRTAdamW, {falling}']}"
-    assert row(with_adam, 2) == f"loose Tucker, AdamW {loose[0]}, Muon {loose[1]}"
-    assert row(f"{vgg}, `TDLRT`", 2) == f"dense, SGD {percent['dense, SGD']}; loose Tucker, Muon {loose[1]}"
+    assert row(with_adam, 2) == f"loose Tucker, AdamW {loose[0]}, Muon {loose[1]}; loose CP, Muon {cp[1]}"
+    others = f"loose Tucker, Muon {loose[1]}, loose CP, Muon {cp[1]}"
+    assert row(f"{vgg}, `TDLRT`", 2) == f"dense, SGD {percent['dense, SGD']}; {others}"
 
 
 def test_accuracies_of_the_reduced_protocol():
