@@ -114,7 +114,10 @@ CHANGES = {
         "load the model's state before",
     ),
     "lr x": (lambda c: c["optimizer"]["param_groups"][0].update(lr="x"), "lr must be a number"),
-    "betas": (lambda c: c["optimizer"]["param_groups"][0].update(betas=(2.0, 0.9)), r"betas\[0\] must be a number"),
+    "betas": (
+        lambda c: c["optimizer"]["param_groups"][0].update(betas=(2.0, 0.9)),
+        r"betas\[0\] must be a number",
+    ),
     "every 0": (
         lambda c: c["optimizer"]["param_groups"][0]["rank_adaptation"].update(every=0),
         "every must be at least 1",
