@@ -66,8 +66,9 @@ class StepGuard:
         ``load_state_dict``: the model, then schedulers and the like. Snapshots are copies in memory,
         the first of which is taken here.
     every : int or None
-        For ``keep``: a snapshot is taken whenever so many steps have been taken, of modules at once, of the
-        rest when the next step begins, so that a step of a scheduler between is in it. None means 100.
+        For ``keep``: a snapshot is taken whenever so many steps have been taken, of modules and the state of
+        optimizers at once, of groups and the rest when the next step begins, so that a step of a scheduler
+        between is in it, a change of ranks is not. None means 100.
     rollback : callable or None
         For ``"rollback"``, instead of `keep`: called without arguments to bring everything back.
     max_rollbacks : int or None
@@ -187,7 +188,7 @@ class StepGuard:
             raise ValueError("a closure goes alone: it returns the loss, and a GradScaler takes none")
         self.loss = self.error = None
         if self._half_taken:
-            self._snapshot.renew(modules=False)
+            self._snapshot.renew_schedules()
             self._half_taken = False
         try:
             if loss is not None:
@@ -200,7 +201,7 @@ class StepGuard:
         self.taken += 1
         self.in_a_row = 0
         if self._kept and self.taken % self.every == 0:
-            self._snapshot.renew(modules=True)  # now, before another forward pass changes their statistics
+            self._snapshot = Snapshot(self._kept)  # now, before another forward pass changes statistics
             self._half_taken = True
         return StepOutcome.TAKEN
 

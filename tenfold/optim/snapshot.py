@@ -34,10 +34,16 @@ class Snapshot:
         self._kept = list(kept)
         self._states = [copy.deepcopy(thing.state_dict()) for thing in self._kept]
 
-    def renew(self, *, modules: bool) -> None:
-        """Copy anew the states of the modules, or of everything else."""
+    def renew_schedules(self) -> None:
+        """Copy anew what follows a step: the groups of optimizers, and what is no module.
+
+        Modules and the state of their parameters stay those of one moment; ranks may have changed since.
+        """
         for k, thing in enumerate(self._kept):
-            if isinstance(thing, torch.nn.Module) is modules:
+            if isinstance(thing, torch.optim.Optimizer):
+                groups = copy.deepcopy(thing.state_dict()["param_groups"])
+                self._states[k] = {**self._states[k], "param_groups": groups}
+            elif not isinstance(thing, torch.nn.Module):
                 self._states[k] = copy.deepcopy(thing.state_dict())
 
     def restore(self) -> None:

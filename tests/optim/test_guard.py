@@ -210,6 +210,26 @@ def test_a_schedule_goes_back_to_the_steps_taken():
     assert_same(once[1], twice[1])
 
 
+@pytest.mark.parametrize("name", ["cg", "lbfgs"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda optimizer: optimizer.grow_ranks((4, 3, 3)),
+        lambda optimizer: optimizer.adapt_ranks(RankAdaptation(0.5)),
+    ],
+    ids=["grown", "truncated"],
+)
+def test_ranks_changed_by_hand_after_a_snapshot_go_back(name, change):
+    training = Training(name, "rollback", every=1)
+    training.step()
+    before = copy.deepcopy(training.net.state_dict())
+    change(training.optimizer)
+    assert training.net.weight.manifold != MANIFOLD
+    assert training.step("loss") is StepOutcome.ROLLED_BACK
+    assert_same(training.net.state_dict(), before)
+    assert training.step() is StepOutcome.TAKEN
+
+
 @pytest.mark.parametrize("policy", ["raise", "skip"])
 def test_a_decomposition_that_fails_is_a_step_that_is_not_finite(policy):
     class Failing(torch.optim.SGD):
