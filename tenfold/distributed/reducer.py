@@ -15,10 +15,10 @@ from torch.utils.hooks import RemovableHandle
 from tenfold.distributed import collectives
 from tenfold.distributed.beside_torch import low_rank_names, without_holding
 from tenfold.distributed.fingerprint import fingerprint
-from tenfold.distributed.registry import enter, has_company, independent, is_known, leave, reducer_of
+from tenfold.distributed.registry import enter, is_known, leave, reducer_of
 from tenfold.manifolds import is_low_rank, move_, rank_tuple
 
-__all__ = ["ManifoldReducer", "has_company", "independent", "reducer_of"]
+__all__ = ["ManifoldReducer"]
 
 
 class ManifoldReducer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,6 +32,18 @@ class RankAdaptiveManifold(PackedManifold):
         ValueError
             If no tensor of this shape has that rank.
         """
+
+    def size_at(self, ranks: Sequence[int]) -> int:
+        """Stored numbers at other ranks, one for each of a truncation's spectra.
+
+        Policies ask for thousands of sizes, so that a format may have a cheaper way to them.
+
+        Parameters
+        ----------
+        ranks : sequence of int
+            Positive; a format may lower them to what is feasible.
+        """
+        return self.with_rank(tuple(ranks)).size
 
     @property
     @abc.abstractmethod

@@ -21,6 +21,7 @@ from tenfold.manifolds.tree_calculus import (
     some,
     unmatrix,
 )
+from tenfold.manifolds.tree_transport import filled_up
 
 __all__ = ["augment", "augmented_frame", "carry", "carry_squares", "extend"]
 
@@ -102,10 +103,9 @@ def carry_squares(tree: TensorTree, squares: Nodes, target: Nodes) -> list[torch
     """Second moments of the coordinates of :func:`carry`; new entries take the mean of their block."""
     out = []
     for v, item in enumerate(squares):
-        sizes, order = _sizes(tree, v, target), order_of(tree, v)
-        mean = item.mean(dim=tuple(range(-order, 0)), keepdim=True)
-        known = _padded(torch.ones_like(item), sizes)
-        out.append(_padded(item, sizes) + mean * (1 - known))
+        sizes = _sizes(tree, v, target)
+        known, share = (_padded(part, sizes) for part in (item, torch.ones_like(item)))
+        out.append(filled_up(known, share, item, len(sizes)))
     return out
 
 

@@ -80,6 +80,16 @@ class TreeFormat(LowRankManifold):
         TreeFormat.__init__(new, self.tree, self.shape, rank)
         return new
 
+    def size_at(self, ranks: Sequence[int]) -> int:
+        """Stored numbers at other ranks, lowered to feasible ones; no manifold is made.
+
+        Parameters
+        ----------
+        ranks : sequence of int
+            Positive, one for each of ``tree.ranks``.
+        """
+        return self.tree.size(self.shape, self.tree.clip(self.shape, ranks))
+
     # Checks ----------------------------------------------------------------------------------
 
     def _check_point_on_manifold(

@@ -10,6 +10,7 @@ from tenfold.linalg import fold, unfold
 from tenfold.manifolds.tree import TensorTree
 from tenfold.manifolds.tree_calculus import (
     Frame,
+    Maps,
     Nodes,
     add_product,
     lift,
@@ -23,10 +24,11 @@ from tenfold.manifolds.tree_calculus import (
 __all__ = [
     "Bases",
     "carry_core",
+    "filled_up",
+    "overlaps",
     "transport",
     "transport_in_bases",
     "transport_squares",
-    "transport_squares_in_bases",
 ]
 
 
@@ -97,35 +99,36 @@ def transport(
 
 
 def transport_squares(
-    tree: TensorTree,
-    nodes: Nodes,
-    squares: Nodes,
-    frame: Frame,
-    target: Nodes,
-    target_frame: Frame,
+    tree: TensorTree, squares: Nodes, frame: Frame, target_frame: Frame, overlap: Maps | None
 ) -> list[torch.Tensor]:
     r"""Second moments of uncorrelated coordinates after a change of bases.
 
     If ``a' = R a`` and the entries of ``a`` are uncorrelated with second moments ``s``, those of ``a'`` are
     ``(R * R) s``, entrywise. Here ``R`` is the product of the overlaps of old and new bases along every axis.
     What a new direction does not inherit it takes from the mean of its block.
+
+    Parameters
+    ----------
+    tree : TensorTree
+        Of both points.
+    squares : sequence of torch.Tensor
+        Second moments at the old point.
+    frame, target_frame : Frame
+        At the old and the new point.
+    overlap : mapping or None
+        The :func:`overlaps` of old bases with new ones; None if these are the same.
     """
-    overlap = _overlaps(tree, nodes, target)
-    squared = {v: item.square() for v, item in overlap.items()}
-    out = list(target)
-    outside: dict[int, torch.Tensor] = {}
-    for v in tree.topdown:
-        order = order_of(tree, v)
-        for axis, w in enumerate(tree.nodes[v].children):
-            seen = some(lift(tree, v, frame.env[w], overlap, skip=w))
-            seen = seen if v == tree.root else right(tree, v, seen, outside[v])
-            outside[w] = unfold(seen, axis, order) @ unfold(target_frame.env[w], axis, order).mT
-        mean = squares[v].mean(dim=tuple(range(-order, 0)), keepdim=True)
-        parts = [some(lift(tree, v, item, squared)) for item in (squares[v], torch.ones_like(squares[v]))]
+    turned = _turned(tree, frame, target_frame, overlap)
+    squared = None if overlap is None else {v: item.square() for v, item in overlap.items()}
+    out = []
+    for v, item in enumerate(squares):
+        parts = [item, torch.ones_like(item)]
+        if squared is not None:
+            parts = [some(lift(tree, v, part, squared)) for part in parts]
         if v != tree.root:
-            parts = [right(tree, v, item, outside[v].square()) for item in parts]
+            parts = [right(tree, v, part, turned[v].square()) for part in parts]
         inherited, share = parts
-        out[v] = _filled_up(inherited, share, mean)
+        out.append(filled_up(inherited, share, item, order_of(tree, v)))
     return out
 
 
@@ -142,41 +145,33 @@ def transport_in_bases(
     return [u if v == tree.root else right(tree, v, u, turned[v]) for v, u in enumerate(tangent)]
 
 
-def transport_squares_in_bases(
-    tree: TensorTree, squares: Nodes, frame: Frame, target_frame: Frame
-) -> list[torch.Tensor]:
-    """:func:`transport_squares` to a point that differs by its core alone."""
-    turned = _turned(tree, frame, target_frame)
-    out = list(squares)
-    for v, turn in turned.items():
-        mean = squares[v].mean(dim=tuple(range(-order_of(tree, v), 0)), keepdim=True)
-        inherited, share = (
-            right(tree, v, item, turn.square()) for item in (squares[v], torch.ones_like(squares[v]))
-        )
-        out[v] = _filled_up(inherited, share, mean)
-    return out
-
-
-def _turned(tree: TensorTree, frame: Frame, target_frame: Frame) -> dict[int, torch.Tensor]:
-    """Old surroundings of every edge seen in new ones, ``(*batch, r_v, r_v)``, in the same bases."""
+def _turned(
+    tree: TensorTree, frame: Frame, target_frame: Frame, overlap: Maps | None = None
+) -> dict[int, torch.Tensor]:
+    """Old surroundings of every edge seen in new ones, ``(*batch, r_v, new r_v)``; bases as there."""
     turned: dict[int, torch.Tensor] = {}
     for v in tree.topdown:
         order = order_of(tree, v)
         for axis, w in enumerate(tree.nodes[v].children):
-            old = frame.env[w] if v == tree.root else right(tree, v, frame.env[w], turned[v])
-            turned[w] = unfold(old, axis, order) @ unfold(target_frame.env[w], axis, order).mT
+            seen = frame.env[w]
+            seen = seen if overlap is None else some(lift(tree, v, seen, overlap, skip=w))
+            seen = seen if v == tree.root else right(tree, v, seen, turned[v])
+            turned[w] = unfold(seen, axis, order) @ unfold(target_frame.env[w], axis, order).mT
     return turned
 
 
-def _filled_up(inherited: torch.Tensor, share: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-    """Second moments that are inherited to a share, and for the rest the mean; without cancellation.
+def filled_up(
+    inherited: torch.Tensor, share: torch.Tensor, squares: torch.Tensor, order: int
+) -> torch.Tensor:
+    """Second moments inherited to a share, and for the rest the mean of a block; without cancellation.
 
     What is small stays small but positive: a quotient by its root must neither fail nor explode.
     """
+    mean = squares.mean(dim=tuple(range(-order, 0)), keepdim=True)
     return inherited + mean * (1 - share).clamp(min=0.0)
 
 
-def _overlaps(tree: TensorTree, nodes: Nodes, target: Nodes) -> dict[int, torch.Tensor]:
+def overlaps(tree: TensorTree, nodes: Nodes, target: Nodes) -> dict[int, torch.Tensor]:
     """New bases times old bases, for every subtree."""
     overlap: dict[int, torch.Tensor] = {}
     for v in tree.bottomup:
@@ -188,4 +183,4 @@ def _overlaps(tree: TensorTree, nodes: Nodes, target: Nodes) -> dict[int, torch.
 
 def carry_core(tree: TensorTree, nodes: Nodes, target: Nodes, core: torch.Tensor) -> torch.Tensor:
     """A core in the bases of ``nodes``, projected on those of ``target``."""
-    return some(lift(tree, tree.root, core, _overlaps(tree, nodes, target)))
+    return some(lift(tree, tree.root, core, overlaps(tree, nodes, target)))

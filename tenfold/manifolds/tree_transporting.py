@@ -67,9 +67,7 @@ class TransportingTree(RankAdaptiveTree):
         if bases is Bases.AUGMENTED:
             return goal.pack_point(*tree_augmented.carry_squares(self.tree, squares, new))
         frame, target_frame = frame or self.frame(x), target_frame or goal.frame(y)
-        if bases is Bases.SAME:
-            blocks = tree_transport.transport_squares_in_bases(self.tree, squares, frame, target_frame)
-        else:
-            nodes = self.unpack_tensor(x)
-            blocks = tree_transport.transport_squares(self.tree, nodes, squares, frame, new, target_frame)
+        same = bases is Bases.SAME
+        overlap = None if same else tree_transport.overlaps(self.tree, self.unpack_tensor(x), new)
+        blocks = tree_transport.transport_squares(self.tree, squares, frame, target_frame, overlap)
         return goal.pack_point(*blocks)

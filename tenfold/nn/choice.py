@@ -56,8 +56,7 @@ class Decomposition:
 
     def stored(self, ranks: Sequence[int]) -> int:
         """Numbers in the factors at these ranks, lowered to what is feasible."""
-        tree, shape = self.manifold.tree, self.manifold.shape
-        return tree.size(shape, tree.clip(shape, ranks))
+        return self.manifold.size_at(ranks)
 
 
 def tolerance_for(compression: float, decompositions: Sequence[Decomposition]) -> float:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from typing_extensions import Self
 
-from tenfold.distributed.reducer import has_company
+from tenfold.distributed.registry import has_company
 from tenfold.distributed.sharded import is_sharded
 from tenfold.manifolds import TreeManifold, is_low_rank, move_, rank_tuple
 from tenfold.nn.formats import Format, RankLike

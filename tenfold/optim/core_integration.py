@@ -233,7 +233,12 @@ class CoreIntegration(RiemannianOptimizer):
         return moved
 
     def _held_open(
-        self, p: geoopt.ManifoldParameter, wide: TreeManifold, y: torch.Tensor, state: State, frame: Frame
+        self,
+        p: geoopt.ManifoldParameter,
+        wide: TreeManifold,
+        y: torch.Tensor,
+        state: State,
+        frame: Frame | None,
     ) -> Update:
         """The augmented tensor, which waits for its truncation."""
         new, z = wide.feasible(y)
@@ -243,9 +248,12 @@ class CoreIntegration(RiemannianOptimizer):
     def _closed(self, p: geoopt.ManifoldParameter, y: torch.Tensor, state: State) -> Adapting:
         """The last step in augmented bases, ready for its truncation."""
         state = {name: value for name, value in state.items() if name != OPEN}
-        carried = self._held((*self.tangent_state, *self.square_state), state)
-        frame = p.manifold.frame(y) if carried else None
+        frame = self._frame_to_carry(state, p.manifold, y)
         return Adapting(p, p.manifold.truncation(y, frame=frame), state, p.manifold, y, frame)
+
+    def _frame_to_carry(self, state: State, manifold: TreeManifold, x: torch.Tensor) -> Frame | None:
+        """The frame at ``x``, if there is state that needs it."""
+        return manifold.frame(x) if self._held((*self.tangent_state, *self.square_state), state) else None
 
     def _waiting(self, group: Group) -> list[Adapting]:
         """Parameters in augmented bases without a gradient in the step that truncates."""
@@ -273,15 +281,15 @@ class CoreIntegration(RiemannianOptimizer):
 
     def _augmented_step(
         self, group: Group, p: geoopt.ManifoldParameter, x: torch.Tensor, grad: torch.Tensor, state: State
-    ) -> tuple[TreeManifold, torch.Tensor, State, Frame]:
-        """The stepped tensor in the augmented bases, the state in them, and the frame there."""
+    ) -> tuple[TreeManifold, torch.Tensor, State, Frame | None]:
+        """The stepped tensor in the augmented bases, the state in them, and perhaps the frame there."""
         home = p.manifold
         if self.integrator is Integrator.PARALLEL:
             frame = home.frame(x)
             rgrad = home.egrad2rgrad(x, self._downhill(group, grad), frame=frame)
             direction, state = self._inner(group, home, x, rgrad, state)
             wide, y = home.extended(x, -self._rate(group) * direction, frame=frame)
-            there = wide.frame(y)
+            there = self._frame_to_carry(state, wide, y)
             return wide, y, self._transported(state, home, x, wide, y, frame, there), there
         item = self._augmented[id(p)]
         wide, y, frame, core_grad = item.manifold, item.point, item.frame, item.core_grad
@@ -294,7 +302,7 @@ class CoreIntegration(RiemannianOptimizer):
         state = self._transported(state, home, x, wide, y, frame, there, bases=Bases.AUGMENTED)
         direction, state = self._inner(group, wide, y, wide.pack_point(*blocks), state)
         z = y - self._rate(group) * wide.radial(direction)
-        stepped = wide.frame(z)
+        stepped = self._frame_to_carry(state, wide, z)
         state = self._transported(state, wide, y, wide, z, there, stepped, bases=Bases.SAME)
         return wide, z, state, stepped
 

@@ -6,7 +6,6 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tenfold.manifolds import LowRankManifold, TreeManifold
 from tenfold.optim.rank_adaptation import clear_ranks, relative_spectra
 from tenfold.optim.rank_policy import Pending, RankPolicy, Ranks
 
@@ -95,7 +94,7 @@ class BudgetAdaptation(RankPolicy):
         counts = [item.truncation.singular_values[0].shape[:-1].numel() for item in pending]  # of batches
         allowed = (1 - compression) * _inner(counts, [item.manifold.dense_size for item in pending])
         ranks = [[high for _, high in bounds] for bounds in limits]
-        sizes = [_size(item.manifold, r) for item, r in zip(pending, ranks, strict=True)]
+        sizes = [item.manifold.size_at(r) for item, r in zip(pending, ranks, strict=True)]
         spare = self.spare(step)
         energies = [_energies(item, spare) for item in pending]
         queue: list[tuple[float, int, int, int]] = []
@@ -105,7 +104,7 @@ class BudgetAdaptation(RankPolicy):
             rank = ranks[n][k]
             if rank <= limits[n][k][0]:
                 return
-            saved = sizes[n] - _size(pending[n].manifold, [*ranks[n][:k], rank - 1, *ranks[n][k + 1 :]])
+            saved = sizes[n] - pending[n].manifold.size_at([*ranks[n][:k], rank - 1, *ranks[n][k + 1 :]])
             heapq.heappush(queue, (energies[n][k][rank - 1] / max(saved, 1), n, k, rank))
 
         for n, bounds in enumerate(limits):
@@ -121,7 +120,7 @@ class BudgetAdaptation(RankPolicy):
             if rank != ranks[n][k]:
                 continue
             ranks[n][k] -= 1
-            sizes[n] = _size(pending[n].manifold, ranks[n])
+            sizes[n] = pending[n].manifold.size_at(ranks[n])
             offer(n, k)
         return [tuple(r) for r in ranks]
 
@@ -141,11 +140,3 @@ def _energies(item: Pending, spare: int) -> list[list[float]]:
 def _inner(counts: Sequence[int], sizes: Sequence[int]) -> int:
     """Numbers in all members of all batches, each of a size."""
     return sum(count * size for count, size in zip(counts, sizes, strict=True))
-
-
-def _size(manifold: LowRankManifold, ranks: Sequence[int]) -> int:
-    """Stored numbers at given ranks, lowered to feasible ones."""
-    if isinstance(manifold, TreeManifold):
-        # A policy asks for thousands of sizes; a manifold for each would cost more than the sizes.
-        return manifold.tree.size(manifold.shape, manifold.tree.clip(manifold.shape, ranks))
-    return manifold.with_rank(tuple(ranks)).size
