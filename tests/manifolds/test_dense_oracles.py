@@ -12,6 +12,7 @@ from tenfold.manifolds import (
     HierarchicalTuckerManifold,
     TensorTrainManifold,
     TuckerManifold,
+    rank_tuple,
     tree_calculus,
 )
 from tenfold.manifolds.tree_transport import Bases
@@ -198,6 +199,45 @@ def test_transport_between_cores_in_the_same_bases(manifold):
         torch.testing.assert_close(carry(x, y, tangent, bases=Bases.SAME), want)
 
 
+@pytest.mark.parametrize("same", [False, True], ids=["other bases", "same bases"])
+@pytest.mark.parametrize(
+    "manifold",
+    [m for m in FORMATS if isinstance(m, TuckerManifold | FixedRankManifold) and len(m.shape) > 1],
+    ids=str,
+)
+def test_second_moments_by_overlaps_of_dense_bases(manifold, same):
+    """Along every axis by the squares of the overlaps; what is not inherited is the mean of the block."""
+    x = packed(manifold, 0)
+    y = x + 0.3 * manifold.radial(torch.randn_like(x)) if same else packed(manifold, 1)
+    squares = torch.rand_like(x)
+    core, *blocks = (block.numpy() for block in manifold.unpack_tensor(squares))
+    bases = [[factor.numpy() for factor in manifold.unpack_tensor(point)[1:]] for point in (x, y)]
+    tensors = [dense_of(manifold)(point.numpy()) for point in (x, y)]
+
+    def filled(block, turn):
+        inherited, share = turn(block), turn(np.ones_like(block))
+        return inherited + block.mean() * np.maximum(1 - share, 0)
+
+    def along_all(block):
+        for axis, (old, new) in enumerate(zip(*bases, strict=True)):
+            block = np.moveaxis(np.tensordot(block, (old.T @ new) ** 2, axes=(axis, 0)), -1, axis)
+        return block
+
+    want = [filled(core, along_all)]
+    modes = getattr(manifold, "modes", (0, 1))
+    for mode, block, *pair in zip(modes, blocks, *bases, strict=True):
+        around = []
+        for tensor, basis in zip(tensors, pair, strict=True):
+            q, r = np.linalg.qr(oracles.matricise(tensor, [mode]).T @ basis)
+            around.append(q * np.sign(np.diag(r)))
+        overlap = (around[0].T @ around[1]) ** 2
+        want.append(filled(block, lambda part, overlap=overlap: part @ overlap))
+    known = {"bases": Bases.SAME} if same else {}
+    got = manifold.unpack_tensor(manifold.transp_squares(x, y, squares, **known))
+    for one, other in zip(got, want, strict=True):
+        np.testing.assert_allclose(one.numpy(), other, atol=1e-9)
+
+
 @each_format
 def test_transport_to_augmented_bases(manifold):
     """Nothing but padding, which loses nothing of a tangent vector, in batches neither."""
@@ -215,6 +255,7 @@ def test_transport_to_augmented_bases(manifold):
     )
     torch.testing.assert_close(dense, manifold.tangent_to_dense(x, v))
     torch.testing.assert_close(wide.norm(y, moved), manifold.norm(x, v))
+    torch.testing.assert_close(there.upper, wide.frame(y).upper)
 
     # At ranks that no tensor can have, too, a truncation knows as many singular values.
     z = y + 0.3 * wide.radial(torch.randn_like(y))
@@ -237,6 +278,9 @@ def test_size_at_other_ranks(manifold):
     for rank in itertools.product(range(1, 4), repeat=len(manifold.tree.ranks)):
         feasible = manifold.tree.clip(manifold.shape, rank)
         assert manifold.tree.size(manifold.shape, feasible) == manifold.with_rank(feasible).size
+        assert manifold.size_at(rank) == manifold.with_rank(feasible).size
+    full = rank_tuple(manifold.full_rank)
+    assert manifold.size_at([7 * rank for rank in full]) == manifold.with_rank(manifold.full_rank).size
 
 
 def smooth_tensor(shape):

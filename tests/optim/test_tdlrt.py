@@ -155,6 +155,30 @@ def test_the_truncation_waits_for_the_core_steps(manifold, cls):
     assert twin.weight.manifold.check_point_on_manifold(twin.weight.detach())
 
 
+@pytest.mark.parametrize("manifold", MANIFOLDS[:3], ids=str)
+@pytest.mark.parametrize("core_steps", [1, 3])
+@pytest.mark.parametrize("cls", [TDLRT, TDLRTAdamW])
+def test_the_policy_sees_the_singular_values_of_the_stepped_tensor(cls, core_steps, manifold):
+    seen = []
+
+    class Watching(RankAdaptation):
+        def wanted(self, pending, limits, step):
+            seen.append(pending[0].truncation.singular_values)
+            return super().wanted(pending, limits, step)
+
+    net, goal = Tensor(manifold), target(manifold)
+    options = {"momentum": 0.7, "lr": 0.3} if cls is TDLRT else {"lr": 0.1}
+    policy = Watching(0.0, every=3)
+    optimizer = integrate("fused", net, cls, rank_adaptation=policy, core_steps=core_steps, **options)
+    while not seen:
+        run(optimizer, net, goal, 1)
+    # Nothing has been discarded, so that the tensor is the one that was stepped.
+    stepped = dense(net.weight)
+    for mode, values in zip(getattr(manifold, "modes", (0,)), seen[0], strict=True):
+        want = torch.linalg.svdvals(stepped.movedim(mode, 0).flatten(1))
+        torch.testing.assert_close(values[: len(want)], want[: len(values)])
+
+
 def test_directions_that_one_step_cannot_prove_grow_in_several():
     truth = TuckerManifold((12, 12, 12), 4)
     goal = truth.to_dense(truth.random(dtype=torch.float64, generator=generator(0)))
