@@ -23,12 +23,14 @@ import math
 import statistics
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from adapter_runs import METHODS, Row, at_best_rate, missing, ramp, read, record, spread, with_adapters
+from adapter_methods import METHODS, Row, ramp, with_adapters
+from adapter_runs import at_best_rate, carry_out, grid, make_parser, markdown, read, spread
 from torch import nn
 
 HEAD_LR = 5e-3
@@ -197,7 +199,7 @@ def protocol(options: argparse.Namespace) -> dict[str, int]:
 def table(rows: list[Row]) -> str:
     """Each method at the smallest of the rates with the best mean validation accuracy over its seeds."""
     head = ["method", "learning rate", "seeds", "test", "deviation", "validation", "parameters", "seconds"]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines = []
     for method in METHODS:
         runs = at_best_rate((row for row in rows if row["method"] == method), "validation")
         if not runs:
@@ -205,29 +207,24 @@ def table(rows: list[Row]) -> str:
         test, validation, parameters = (
             [run[name] for run in runs] for name in ("test", "validation", "parameters")
         )
-        seconds = statistics.median(run["seconds"] for run in runs)
         lines.append(
-            f"| {method} | {runs[0]['lr']:g} | {len(runs)} | {statistics.fmean(test):.2%} | {spread(test)} "
-            f"| {statistics.fmean(validation):.2%} | {statistics.fmean(parameters):,.0f} | {seconds:.0f} |"
+            [
+                method,
+                f"{runs[0]['lr']:g}",
+                str(len(runs)),
+                f"{statistics.fmean(test):.2%}",
+                spread(test),
+                f"{statistics.fmean(validation):.2%}",
+                f"{statistics.fmean(parameters):,.0f}",
+                f"{statistics.median(run['seconds'] for run in runs):.0f}",
+            ]
         )
-    return "\n".join(lines)
+    return markdown(head, lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, METHODS, rank=4, lrs=[3e-4, 1e-3, 3e-3, 1e-2])
     parser.add_argument("--data-dir", type=Path, help="folder of the sentences")
-    parser.add_argument("--out", type=Path, required=True, help="JSON lines, one for each run")
-    parser.add_argument(
-        "--table", action="store_true", help="only print the table of the runs that are there"
-    )
-    parser.add_argument(
-        "--methods", nargs="+", choices=METHODS, default=[m for m in METHODS if m != "tenfold-damped"]
-    )
-    parser.add_argument("--lrs", nargs="+", type=float, default=[3e-4, 1e-3, 3e-3, 1e-2])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--rank", type=int, default=4, help="rank of LoRA, which fixes the parameters of all")
     parser.add_argument("--layers", type=int, default=2, help="number of adapted blocks, from the last")
     parser.add_argument("--train", type=int, default=1600)
     parser.add_argument("--validation", type=int, default=800)
@@ -237,25 +234,17 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=40, help="tokens after which sentences are cut")
     options = parser.parse_args()
     same = protocol(options)
-    done = [row for row in read(options.out) if row["protocol"] == same]
-    if not options.table:
-        if options.data_dir is None:
-            parser.error("--data-dir is needed to run")
-        # All runs draw their training sentences from the same 2 x train ones.
-        count = options.test + options.validation + 2 * options.train
-        encoder = pretrained()
-        data = encoded(sentences(options.data_dir, options.length)[:count], encoder, options.layers)
-        keys = [
-            {"method": method, "lr": lr, "seed": seed}
-            for seed in options.seeds
-            for lr in options.lrs
-            for method in options.methods
-        ]
-        for key in missing(done, keys):
-            row = {**key, "protocol": same, **run(**key, encoder=encoder, data=data, options=options)}
-            done.append(row)
-            record(options.out, row, (*key, "validation", "test", "seconds"))
-    print(table(done))
+    if options.table:
+        print(table(read(options.out, same)))
+        return
+    if options.data_dir is None:
+        parser.error("--data-dir is needed to run")
+    # All runs draw their training sentences from the same 2 x train ones.
+    count = options.test + options.validation + 2 * options.train
+    encoder = pretrained()
+    data = encoded(sentences(options.data_dir, options.length)[:count], encoder, options.layers)
+    one = partial(run, encoder=encoder, data=data, options=options)
+    print(table(carry_out(options.out, same, grid(options), one, ("validation", "test", "seconds"))))
 
 
 if __name__ == "__main__":

@@ -19,13 +19,14 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from adapter_runs import Row, at_best_rate, missing, ramp, read, record, spread, with_adapters
+from adapter_methods import Row, autocast, ramp, with_adapters
+from adapter_runs import at_best_rate, carry_out, grid, make_parser, markdown, on_a_device, read, spread
 from torch import nn
 
 from tenfold.nn.adapters import save_adapter
@@ -108,10 +109,6 @@ def photos(folder: Path, prompt: str, frozen: Frozen, options: argparse.Namespac
 def _normal(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """The same noise on every device."""
     return torch.randn(like.shape, generator=generator).to(like)
-
-
-def autocast(options: argparse.Namespace) -> Any:
-    return torch.autocast(torch.device(options.device).type, torch.bfloat16) if options.amp else nullcontext()
 
 
 def denoising_loss(
@@ -212,7 +209,7 @@ def table(rows: list[Row]) -> str:
     """Each method at its best rate."""
     head = ["method", "learning rate", "seeds", "held-out loss", "deviation", "before"]
     head += ["parameters", "seconds"]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines = []
     for method in METHODS:
         runs = at_best_rate((row for row in rows if row["method"] == method), "held_out", lowest=True)
         if not runs:
@@ -221,19 +218,23 @@ def table(rows: list[Row]) -> str:
             [run[name] for run in runs] for name in ("held_out", "before", "parameters", "seconds")
         )
         lines.append(
-            f"| {method} | {runs[0]['lr']:g} | {len(runs)} | {statistics.fmean(losses):.5f} "
-            f"| {spread(losses, '.5f')} | {statistics.fmean(before):.5f} "
-            f"| {statistics.fmean(parameters):,.0f} | {statistics.median(seconds):.0f} |"
+            [
+                method,
+                f"{runs[0]['lr']:g}",
+                str(len(runs)),
+                f"{statistics.fmean(losses):.5f}",
+                spread(losses, ".5f"),
+                f"{statistics.fmean(before):.5f}",
+                f"{statistics.fmean(parameters):,.0f}",
+                f"{statistics.median(seconds):.0f}",
+            ]
         )
-    return "\n".join(lines)
+    return markdown(head, lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True, help="JSON lines, one for each run")
-    parser.add_argument("--table", action="store_true", help="only print the table of what is there")
+    parser = make_parser(__doc__, METHODS, rank=8, lrs=[1e-4, 3e-4, 1e-3, 3e-3])
+    on_a_device(parser)
     parser.add_argument("--model", default="stable-diffusion-v1-5/stable-diffusion-v1-5")
     parser.add_argument("--images", type=Path, required=True, help="folder of photos of the subject")
     parser.add_argument("--prompt", required=True, help="what names the subject")
@@ -242,10 +243,6 @@ def main() -> None:
     parser.add_argument("--prior-weight", type=float, default=1.0, help="of the loss on others of its kind")
     parser.add_argument("--held-out", type=int, default=1, help="photos that are not trained on")
     parser.add_argument("--draws", type=int, default=64, help="of noise and time for the held-out loss")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--lrs", nargs="+", type=float, default=[1e-4, 3e-4, 1e-3, 3e-3])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--rank", type=int, default=8, help="rank of LoRA, which fixes the parameters of all")
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--resolution", type=int, default=512)
@@ -253,35 +250,24 @@ def main() -> None:
     parser.add_argument("--save", type=Path, help="folder for the adapters and samples of every run")
     parser.add_argument("--samples", type=int, default=0, help="images of the prompt to save with each")
     parser.add_argument("--sample-steps", type=int, default=50)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--amp", action="store_true", help="forward pass in bfloat16 autocast")
     options = parser.parse_args()
     if (options.class_images is None) is not (options.class_prompt is None):
         parser.error("--class-images and --class-prompt go together")
     names = ("model", "prompt", "class_prompt", "prior_weight", "held_out", "draws")
     names += ("rank", "steps", "batch", "resolution", "amp")
     same = {name: getattr(options, name) for name in names} | {"images": options.images.name}
-    done = [row for row in read(options.out) if row["protocol"] == same]
-    keys = [
-        {"method": method, "lr": lr, "seed": seed}
-        for seed in options.seeds
-        for lr in options.lrs
-        for method in options.methods
-    ]
-    if not options.table:
-        frozen = load(options)
-        subject = photos(options.images, options.prompt, frozen, options)
-        if not 0 < options.held_out < len(subject.mean):
-            parser.error(f"--held-out must leave some of the {len(subject.mean)} photos, and take one")
-        others = None
-        if options.class_images is not None:
-            others = photos(options.class_images, options.class_prompt, frozen, options)
-        for key in missing(done, keys):
-            found = run(**key, frozen=frozen, subject=subject, others=others, options=options)
-            row = {**key, "protocol": same, **found}
-            done.append(row)
-            record(options.out, row, (*key, "before", "held_out", "seconds"))
-    print(table(done))
+    if options.table:
+        print(table(read(options.out, same)))
+        return
+    frozen = load(options)
+    subject = photos(options.images, options.prompt, frozen, options)
+    if not 0 < options.held_out < len(subject.mean):
+        parser.error(f"--held-out must leave some of the {len(subject.mean)} photos, and take one")
+    others = None
+    if options.class_images is not None:
+        others = photos(options.class_images, options.class_prompt, frozen, options)
+    one = partial(run, frozen=frozen, subject=subject, others=others, options=options)
+    print(table(carry_out(options.out, same, grid(options), one, ("before", "held_out", "seconds"))))
 
 
 if __name__ == "__main__":

@@ -21,14 +21,14 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from adapter_runs import METHODS, Row, at_best_rate, missing, ramp, read, record, spread, with_adapters
+from adapter_methods import METHODS, Row, autocast, ramp, with_adapters
+from adapter_runs import at_best_rate, carry_out, grid, make_parser, markdown, on_a_device, read, spread
 from torch.utils.data import DataLoader
 
 Score = Callable[[np.ndarray, np.ndarray], float]
@@ -111,10 +111,6 @@ def loader(rows: Any, options: argparse.Namespace, tokenizer: Any, generator: An
     return DataLoader(rows, options.batch, shuffle=shuffled, generator=generator, collate_fn=collate)
 
 
-def autocast(options: argparse.Namespace) -> Any:
-    return torch.autocast(torch.device(options.device).type, torch.bfloat16) if options.amp else nullcontext()
-
-
 @torch.no_grad()
 def evaluate(model: torch.nn.Module, batches: DataLoader, task: Task, options: argparse.Namespace) -> float:
     """The score of the task."""
@@ -187,7 +183,7 @@ def run(
 def table(rows: list[Row]) -> str:
     """Each method at its best rate, task by task."""
     head = ["task", "method", "learning rate", "seeds", "validation", "deviation", "held out", "parameters"]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines = []
     for task, method in itertools.product(TASKS, METHODS):
         mine = (row for row in rows if (row["task"], row["method"]) == (task, method))
         runs = at_best_rate(mine, "held_out")
@@ -197,58 +193,46 @@ def table(rows: list[Row]) -> str:
             [run[name] for run in runs] for name in ("validation", "held_out", "parameters")
         )
         lines.append(
-            f"| {task} | {method} | {runs[0]['lr']:g} | {len(runs)} | {statistics.fmean(scores):.2%} | "
-            f"{spread(scores)} | {statistics.fmean(held_out):.2%} | {statistics.fmean(parameters):,.0f} |"
+            [
+                task,
+                method,
+                f"{runs[0]['lr']:g}",
+                str(len(runs)),
+                f"{statistics.fmean(scores):.2%}",
+                spread(scores),
+                f"{statistics.fmean(held_out):.2%}",
+                f"{statistics.fmean(parameters):,.0f}",
+            ]
         )
-    return "\n".join(lines)
+    return markdown(head, lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True, help="JSON lines, one for each run")
-    parser.add_argument(
-        "--table", action="store_true", help="only print the table of the runs that are there"
-    )
+    parser = make_parser(__doc__, METHODS, rank=8, lrs=[3e-4, 1e-3, 3e-3, 1e-2])
+    on_a_device(parser)
     parser.add_argument("--model", default="microsoft/deberta-v3-base", help="name on the hub, or folder")
     parser.add_argument("--data", default="nyu-mll/glue", help="name on the hub, or folder")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK")
-    parser.add_argument(
-        "--methods", nargs="+", choices=METHODS, default=[m for m in METHODS if m != "tenfold-damped"]
-    )
-    parser.add_argument("--lrs", nargs="+", type=float, default=[3e-4, 1e-3, 3e-3, 1e-2])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--rank", type=int, default=8, help="rank of LoRA, which fixes the parameters of all")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--epochs", type=int, help="instead of those of each task")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--amp", action="store_true", help="forward pass in bfloat16 autocast")
     options = parser.parse_args()
     same = {name: getattr(options, name) for name in ("model", "data", "rank", "batch", "epochs", "amp")}
-    done = [row for row in read(options.out) if row["protocol"] == same]
-    keys = [
-        {"task": task, "method": method, "lr": lr, "seed": seed}
-        for task in options.tasks
-        for seed in options.seeds
-        for lr in options.lrs
-        for method in options.methods
-    ]
-    if not options.table:
-        from transformers import AutoTokenizer
-        from transformers.utils import logging
+    if options.table:
+        print(table(read(options.out, same)))
+        return
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
 
-        logging.set_verbosity_error()  # of the new head, in every run
-        logging.disable_progress_bar()
-        tokenizer = AutoTokenizer.from_pretrained(options.model)
-        for task, wanted in itertools.groupby(missing(done, keys), key=lambda key: key["task"]):
-            parts = splits(task, options, tokenizer)
-            for key in wanted:
-                found = run(**key, parts=parts, options=options, tokenizer=tokenizer)
-                row = {**key, "protocol": same, **found}
-                done.append(row)
-                record(options.out, row, (*key, "held_out", "validation", "seconds"))
-    print(table(done))
+    logging.set_verbosity_error()  # of the new head, in every run
+    logging.disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    parts_of = lru_cache(maxsize=1)(lambda task: splits(task, options, tokenizer))
+
+    def one(task: str, **key: Any) -> Row:
+        return run(task, **key, parts=parts_of(task), options=options, tokenizer=tokenizer)
+
+    keys = [{"task": task, **key} for task in options.tasks for key in grid(options)]
+    print(table(carry_out(options.out, same, keys, one, ("held_out", "validation", "seconds"))))
 
 
 if __name__ == "__main__":

@@ -1,33 +1,25 @@
 """DreamBooth in miniature: a pipeline of random weights in the layout of the hub, three small photos."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+
+from .scripts import said_by, save_tokenizer
 
 transformers = pytest.importorskip("transformers")
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
-DREAMBOOTH = Path(__file__).parents[2] / "benchmarks" / "dreambooth.py"
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     from PIL import Image
-    from tokenizers import Tokenizer, models, pre_tokenizers
 
     folder = tmp_path_factory.mktemp("dreambooth")
     names = ["<pad>", "<start>", "<end>", "<unk>", "a", "photo", "of", "sks", "dog"]
-    words = Tokenizer(models.WordLevel({word: k for k, word in enumerate(names)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", unk_token="<unk>", model_max_length=8
-    ).save_pretrained(folder / "model" / "tokenizer")
+    special = {"pad_token": "<pad>", "unk_token": "<unk>", "model_max_length": 8}
+    save_tokenizer(folder / "model" / "tokenizer", names, **special)
     transformers.CLIPTextModel(
         transformers.CLIPTextConfig(
             vocab_size=len(names),
@@ -68,14 +60,10 @@ def folder(tmp_path_factory):
 
 
 def run(folder, *options, fails=False):
-    command = [sys.executable, str(DREAMBOOTH), "--out", str(folder / "runs.jsonl"), "--device", "cpu"]
-    command += ["--model", str(folder / "model"), "--images", str(folder / "subject")]
-    command += ["--prompt", "a photo of sks dog", "--resolution", "16", "--steps", "10", "--batch", "2"]
-    command += ["--rank", "2", "--lrs", "1e-2", "--seeds", "0", "--draws", "4", *options]
-    alone = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=os.environ | alone, capture_output=True, text=True)
-    assert (done.returncode != 0) is fails, done.stderr[-4000:]
-    return done.stderr if fails else done.stdout
+    where = ("--out", folder / "runs.jsonl", "--model", folder / "model", "--images", folder / "subject")
+    small = ("--resolution", 16, "--steps", 10, "--batch", 2, "--rank", 2, "--draws", 4)
+    one = ("--prompt", "a photo of sks dog", "--lrs", 1e-2, "--seeds", 0)
+    return said_by("dreambooth.py", folder, *where, *small, *one, *options, fails=fails)
 
 
 def test_every_method_runs_once_and_leaves_its_adapter(folder):

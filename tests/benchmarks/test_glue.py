@@ -1,46 +1,41 @@
 """GLUE with DeBERTa in miniature: a network of random weights, a few sentences, everything from folders."""
 
 import json
-import os
 import runpy
-import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from .scripts import BENCHMARKS, said_by, save_tokenizer
+
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("peft")
 pytest.importorskip("datasets")
 
-GLUE = Path(__file__).parents[2] / "benchmarks" / "glue.py"
 WORDS = ("good", "bad", "film", "plot", "very", "not")
 
 
 @pytest.fixture(scope="module")
 def glue():
-    sys.path.insert(0, str(GLUE.parent))
-    yield SimpleNamespace(**runpy.run_path(str(GLUE)))
-    sys.path.remove(str(GLUE.parent))
+    sys.path.insert(0, str(BENCHMARKS))
+    yield SimpleNamespace(**runpy.run_path(str(BENCHMARKS / "glue.py")))
+    sys.path.remove(str(BENCHMARKS))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Model and data in the layout of the hub."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from tokenizers.processors import TemplateProcessing
 
     folder = tmp_path_factory.mktemp("glue")
     names = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *WORDS]
-    words = Tokenizer(models.WordLevel({word: k for k, word in enumerate(names)}, unk_token="[UNK]"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.post_processor = processors.TemplateProcessing(
+    template = TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
     )
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]"
-    ).save_pretrained(folder / "model")
+    special = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
+    save_tokenizer(folder / "model", names, template, **special)
     config = transformers.DebertaV2Config(
         vocab_size=len(names),
         hidden_size=16,
@@ -73,13 +68,9 @@ def folder(tmp_path_factory):
 
 
 def run(folder, *options):
-    command = [sys.executable, str(GLUE), "--out", str(folder / "glue.jsonl"), "--device", "cpu"]
-    command += ["--model", str(folder / "model"), "--data", str(folder / "data")]
-    command += ["--batch", "8", "--rank", "2", "--epochs", "2", "--lrs", "1e-2", "--seeds", "0", *options]
-    alone = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=os.environ | alone, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
+    where = ("--out", folder / "glue.jsonl", "--model", folder / "model", "--data", folder / "data")
+    small = ("--batch", 8, "--rank", 2, "--epochs", 2, "--lrs", 1e-2, "--seeds", 0)
+    return said_by("glue.py", folder, *where, *small, *options)
 
 
 def test_every_method_runs_once_with_the_parameters_of_lora(folder):
