@@ -43,6 +43,9 @@ class AveragedModel(swa_utils.AveragedModel):
 
     Notes
     -----
+    In half precision an exponential mean stands still where ``1 - d`` of a difference is below its
+    resolution: average a copy in float32, ``AveragedModel(copy.deepcopy(model).float())``.
+
     Complexity of an update: a QR and an SVD of every unfolding at twice the rank.
 
     Examples

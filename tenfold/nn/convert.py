@@ -168,6 +168,11 @@ def densify(model: nn.Module) -> nn.Module:
     torch.nn.Module
         ``model``; if it is a low-rank layer itself, the dense layer.
 
+    Raises
+    ------
+    ValueError
+        If a low-rank layer has a forward method of its own, which would be lost; nothing is changed then.
+
     Examples
     --------
     >>> import torch, tenfold
@@ -180,6 +185,7 @@ def densify(model: nn.Module) -> nn.Module:
       (2): Linear(in_features=64, out_features=10, bias=True)
     )
     """
+    _refuse_own_forward(model)
     if isinstance(model, LowRankLayer | MultiheadAttention):
         return _hooked_as(model, model.to_dense())
     fuse_normalization(model, enabled=False)
@@ -196,6 +202,13 @@ def densify(model: nn.Module) -> nn.Module:
     _share(new)
     replace(model, new)
     return model
+
+
+def _refuse_own_forward(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, LowRankLayer | MultiheadAttention) and "forward" in module.__dict__:
+            where = f"{name!r}, a {type(module).__name__}," if name else f"the {type(module).__name__}"
+            raise ValueError(f"{where} has a forward method of its own, which the dense layer would not have")
 
 
 def _hooked_as(layer: nn.Module, dense: nn.Module) -> nn.Module:

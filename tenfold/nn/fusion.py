@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from tenfold.nn.attention import MultiheadAttention
 from tenfold.nn.convolution import Convolution
 from tenfold.nn.layer import LowRankLayer
 
@@ -148,7 +149,7 @@ def _in_both_modes(model: nn.Module) -> list[tuple[nn.Module, fx.Graph]]:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        whole = isinstance(m, LowRankLayer) or not any(True for _ in m.children())
+        whole = isinstance(m, LowRankLayer | MultiheadAttention) or not any(True for _ in m.children())
         return whole or super().is_leaf_module(m, module_qualified_name)
 
 

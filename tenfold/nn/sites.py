@@ -109,7 +109,7 @@ def why_not(site: Site, model: nn.Module, format: Format) -> str:
     if any(is_parametrized(part) for part in owner.modules()):
         return "it is parametrized, which would be lost"
     for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
-        if getattr(owner, name):
+        if any(getattr(part, name) for part in owner.modules()):
             return "it has hooks, which would be lost"
     if any("forward" in part.__dict__ for part in owner.modules()):
         return "it has a forward method of its own, which would be lost"

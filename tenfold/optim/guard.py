@@ -67,8 +67,8 @@ class StepGuard:
         the first of which is taken here.
     every : int or None
         For ``keep``: a snapshot is taken whenever so many steps have been taken, of modules and the state of
-        optimizers at once, of groups and the rest when the next step begins, so that a step of a scheduler
-        between is in it, a change of ranks is not. None means 100.
+        optimizers at once, of groups, averages and the rest when the next step begins, so that a step of a
+        scheduler or an update of an average between is in it, a change of ranks is not. None means 100.
     rollback : callable or None
         For ``"rollback"``, instead of `keep`: called without arguments to bring everything back.
     max_rollbacks : int or None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
+from torch.optim.swa_utils import AveragedModel
 
 __all__ = ["Keepable", "Snapshot"]
 
@@ -35,15 +36,15 @@ class Snapshot:
         self._states = [copy.deepcopy(thing.state_dict()) for thing in self._kept]
 
     def renew_schedules(self) -> None:
-        """Copy anew what follows a step: the groups of optimizers, and what is no module.
+        """Copy anew what follows a step: groups of optimizers, averages of models, and what is no module.
 
-        Modules and the state of their parameters stay those of one moment; ranks may have changed since.
+        Models and the state of their parameters stay those of one moment; ranks may have changed since.
         """
         for k, thing in enumerate(self._kept):
             if isinstance(thing, torch.optim.Optimizer):
                 groups = copy.deepcopy(thing.state_dict()["param_groups"])
                 self._states[k] = {**self._states[k], "param_groups": groups}
-            elif not isinstance(thing, torch.nn.Module):
+            elif isinstance(thing, AveragedModel) or not isinstance(thing, torch.nn.Module):
                 self._states[k] = copy.deepcopy(thing.state_dict())
 
     def restore(self) -> None:

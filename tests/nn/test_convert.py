@@ -92,6 +92,15 @@ def test_hooks_go_on_with_the_dense_layer(alone):
     assert len(calls) == 3
 
 
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_layer_with_a_forward_method_of_its_own_is_not_made_dense(alone):
+    model = nn.Sequential(Linear(4, 4, rank=1), Linear(4, 4, rank=1))
+    model[1].forward = lambda x: x
+    with pytest.raises(ValueError, match=r"Linear.* has a forward method of its own"):
+        densify(model[1] if alone else model)
+    assert type(model[0]) is Linear
+
+
 def test_layers_that_share_a_parameter_share_the_dense_one():
     torch.manual_seed(0)
     model = nn.ModuleDict(

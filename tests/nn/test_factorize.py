@@ -215,10 +215,13 @@ def test_layers_that_would_lose_something_stay():
     model["hooked"].register_forward_hook(lambda *_: None)
     model["patched"] = nn.Linear(4, 4)
     model["patched"].forward = lambda x: x
+    model["attention"] = nn.MultiheadAttention(4, 2)
+    model["attention"].out_proj.register_forward_hook(lambda *_: None)
     report = factorize(model, format="fixed-rank", rank=1)
     assert report.layers == ()
     reasons = {
         "hooked": "hooks",
+        "attention.out_proj": "hooks",
         "patched": "forward method of its own",
         "normed": "ParametrizedLinear",
         "short": "bfloat16",

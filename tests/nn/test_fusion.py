@@ -12,6 +12,7 @@ from torch import nn
 import tenfold
 from tenfold.experiments.models import build, dense_by_default
 from tenfold.nn import Conv1d, Conv2d, Conv3d, ConvTranspose2d, fuse_normalization, recompute_activations
+from tenfold.nn.attention import MultiheadAttention
 from tenfold.nn.normalization import _Variance
 
 LAYERS = {
@@ -324,6 +325,12 @@ def test_what_is_moved(how, count):
     fused = copy.deepcopy(model)
     assert fuse_normalization(fused) == count
     assert_same(trained(model, x), trained(fused, x))
+
+
+def test_low_rank_attention_beside_is_no_obstacle():
+    model = Free(lambda m, x: (lambda y: m.attention(y, y, y)[0])(m.norm(m.conv(x)).flatten(2).mT))
+    model.attention = MultiheadAttention.split(nn.MultiheadAttention(6, 2, batch_first=True))
+    assert fuse_normalization(model) == 1
 
 
 @pytest.mark.parametrize("training", [True, False])

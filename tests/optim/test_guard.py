@@ -7,6 +7,7 @@ import torch
 
 from tenfold.linalg import NonFiniteError, decompositions
 from tenfold.manifolds import TuckerManifold
+from tenfold.nn import AveragedModel
 from tenfold.optim import (
     TDLRT,
     OnNonFinite,
@@ -189,25 +190,27 @@ def test_what_else_is_kept_goes_back_too():
     assert (optimizer.param_groups[0]["lr"], schedule.last_epoch) == (0.1, 0)
 
 
-def test_a_schedule_goes_back_to_the_steps_taken():
+def test_schedules_and_averages_go_back_to_the_steps_taken():
     def train(bad, steps):
         net = Tensor(MANIFOLD)
-        optimizer = MAKERS["sgd"](net)
+        optimizer, average = MAKERS["sgd"](net), AveragedModel(net, decay=0.5)
         schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.9)
-        guard = StepGuard(optimizer, "rollback", keep=(net, schedule), every=2)
+        guard = StepGuard(optimizer, "rollback", keep=(net, schedule, average), every=2)
         for step in range(steps):
             optimizer.zero_grad()
             loss = 0.5 * (net() - GOAL).square().sum()
             loss.backward()
             if guard.step(NAN if step in bad else loss) is not StepOutcome.ROLLED_BACK:
                 schedule.step()
-        return net.state_dict(), optimizer.state_dict(), schedule.last_epoch
+                average.update_parameters(net)
+        return net.state_dict(), optimizer.state_dict(), schedule.last_epoch, average.state_dict()
 
     # To the start, to the second step, to the third, which was the fourth one taken.
     once, twice = train({0, 4, 6}, 9), train((), 5)
     assert once[2] == twice[2] == 5
     assert_same(once[0], twice[0])
     assert_same(once[1], twice[1])
+    assert_same(once[3], twice[3])
 
 
 @pytest.mark.parametrize("name", ["cg", "lbfgs"])
