@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -113,7 +115,7 @@ class Capture:
         for call in calls:
             with torch.enable_grad(), _autocast(point.device.type, call.autocast):
                 packed = manifold.pack_point(*factors)
-                packed.manifold = manifold  # type: ignore[attr-defined]
+                packed.manifold = _separate(manifold, packed, factors)  # type: ignore[attr-defined]
                 output = torch.func.functional_call(call.module, {call.name: packed}, call.args, call.kwargs)
             total += torch.autograd.grad(output, core, call.grad)[0]
         return total
@@ -133,6 +135,17 @@ class Capture:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+
+def _separate(manifold: TreeManifold, packed: torch.Tensor, factors: Sequence[torch.Tensor]) -> TreeManifold:
+    """The manifold, which gives these factors for ``packed`` instead of views of it.
+
+    What wants no gradient then has none computed, while views of one tensor all do; a lifted manifold needs
+    no doubled ranks for the core's.
+    """
+    separate, views = copy.copy(manifold), manifold.factors
+    separate.__dict__["factors"] = lambda x: tuple(factors) if x is packed else views(x)
+    return separate
 
 
 def _autocast(kind: str, state: tuple[bool, torch.dtype]) -> Any:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import tenfold
-from tenfold.manifolds import LowRankManifold, TuckerManifold
+from tenfold.manifolds import FixedRankManifold, LowRankManifold, TuckerManifold
 from tenfold.optim import TDLRT, RankAdaptation, RiemannianSGD, TDLRTAdamW
 from tests.optim.problems import (
     MANIFOLDS,
@@ -324,6 +324,42 @@ def test_refusals():
     distance(net.weight, target(MANIFOLDS[0])).backward()
     with pytest.raises(ValueError, match="nothing was captured"):
         optimizer.step()
+
+
+class Watched(nn.Module):
+    """A matrix that is applied from its factors, and which of these have wanted a gradient."""
+
+    def __init__(self, manifold):
+        super().__init__()
+        point = manifold.random(dtype=torch.float64, generator=generator(0))
+        tenfold.nn.declare(self, "weight", manifold, point)
+        self.wanted = []
+
+    def forward(self, x):
+        core, left, right = self.weight.manifold.factors(self.weight)
+        self.wanted.append([factor.requires_grad for factor in (core, left, right)])
+        self.columns = core.shape[1]
+        return x @ right @ core.mT @ left.mT
+
+
+@pytest.mark.parametrize("lifted", [False, True])
+def test_captured_gradients_are_computed_for_the_core_alone(lifted):
+    manifold = FixedRankManifold((7, 5), 2)
+    nets = [Watched(manifold.lifted() if lifted else manifold) for _ in range(2)]
+    x, goal = (torch.randn(9, n, dtype=torch.float64, generator=generator(n)) for n in (5, 7))
+    for net, integrator in zip(nets, ("fused", "two-pass"), strict=True):
+        optimizer = integrate(integrator, net, lr=0.1)
+
+        def closure(net=net, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = (net(x) - goal).square().mean()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        assert net.columns == (8 if lifted and integrator == "two-pass" else 4)  # the augmented bases, twice
+    assert nets[0].wanted == [[True, True, True], [True, False, False]]
+    torch.testing.assert_close(dense(nets[0].weight), dense(nets[1].weight))
 
 
 def test_closed_capture_keeps_nothing():
