@@ -16,7 +16,7 @@ METHODS = (
 )
 """``tucker``: on the manifold; ``loose-…``: factors as plain parameters; ``prune-…``: dense with a mask."""
 
-OPTIMIZERS = ("sgd", "adamw", "muon", "tdlrt", "tdlrt-adamw")
+OPTIMIZERS = ("sgd", "adamw", "muon", "tdlrt", "tdlrt-adamw", "tdlrt-muon")
 
 _OPTIMIZER_NAMES = {
     "sgd": "RiemannianSGD",
@@ -24,6 +24,7 @@ _OPTIMIZER_NAMES = {
     "muon": "TangentMuon",
     "tdlrt": "TDLRT",
     "tdlrt-adamw": "TDLRTAdamW",
+    "tdlrt-muon": "TDLRTMuon",
 }
 _PLAIN_NAMES = {"sgd": "SGD", "adamw": "AdamW", "muon": "Muon"}
 _METHOD_NAMES = {
@@ -40,8 +41,8 @@ _METHOD_NAMES = {
 
 _EVERYWHERE = ("sgd", "adamw")
 _UNMASKED = (*_EVERYWHERE, "muon")
-_ADAPTIVE = ("adamw", "muon", "tdlrt-adamw")
-_TDLRT = ("tdlrt", "tdlrt-adamw")
+_ADAPTIVE = ("adamw", "muon", "tdlrt-adamw", "tdlrt-muon")
+_TDLRT = ("tdlrt", "tdlrt-adamw", "tdlrt-muon")
 
 
 def optimizers_of(method: str) -> tuple[str, ...]:
@@ -100,4 +101,4 @@ def dense_counterpart(optimizer: str) -> str:
     """What moves dense weights most like `optimizer` moves those on manifolds."""
     if optimizer in _UNMASKED:
         return optimizer
-    return "adamw" if is_adaptive(optimizer) else "sgd"
+    return optimizer.removeprefix("tdlrt-") if is_adaptive(optimizer) else "sgd"

@@ -60,8 +60,8 @@ class TrainConfig:
         ``"loose-matrix"`` keep factors as plain parameters (:mod:`tenfold.experiments.loose`);
         ``"prune-snip"``, ``"prune-grasp"``, ``"prune-magnitude"`` and ``"prune-imp"`` keep a part of the
         dense weights (:mod:`tenfold.experiments.pruning`).
-    optimizer : {"sgd", "adamw", "muon", "tdlrt", "tdlrt-adamw"}
-        How weights move; the last three are for ``"tucker"`` only.
+    optimizer : {"sgd", "adamw", "muon", "tdlrt", "tdlrt-adamw", "tdlrt-muon"}
+        How weights move; those of TDLRT are for ``"tucker"`` only.
     rank : float or int, optional
         Rank at the start, a fraction in (0, 1] of the full rank or a number. For ``"tucker"`` and the loose
         methods.
@@ -80,7 +80,7 @@ class TrainConfig:
         Relative truncation tolerance in [0, 1): the larger, the smaller the ranks. For ``"tucker"``.
     adapt_every : int, optional
         Steps between two rank decisions; 0 keeps the ranks of the start. For ``"tucker"``; at least 1 for
-        ``"tdlrt"`` and ``"tdlrt-adamw"``.
+        ``"tdlrt"``, ``"tdlrt-adamw"`` and ``"tdlrt-muon"``.
     adapt_start : int, optional
         At least 1: steps at the start that keep the ranks, for starts whose singular values say nothing yet.
         For ``"tucker"`` with ranks that are adapted.

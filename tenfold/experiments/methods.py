@@ -27,6 +27,7 @@ from tenfold.optim import (
     RiemannianSGD,
     TangentMuon,
     TDLRTAdamW,
+    TDLRTMuon,
 )
 
 _SECOND_BETA = 0.999
@@ -36,6 +37,7 @@ _ON_MANIFOLDS: dict[str, type[RiemannianOptimizer]] = {
     "muon": TangentMuon,
     "tdlrt": TDLRT,
     "tdlrt-adamw": TDLRTAdamW,
+    "tdlrt-muon": TDLRTMuon,
 }
 
 

@@ -15,7 +15,7 @@ from tenfold.optim.rank_adaptation import EnergyAdaptation, RankAdaptation
 from tenfold.optim.rank_budget import BudgetAdaptation
 from tenfold.optim.rank_policy import Pending, RankPolicy
 from tenfold.optim.sgd import RiemannianSGD
-from tenfold.optim.tdlrt import TDLRT, Integrator, TDLRTAdamW
+from tenfold.optim.tdlrt import TDLRT, Integrator, TDLRTAdamW, TDLRTMuon
 
 __all__ = [
     "TDLRT",
@@ -40,6 +40,7 @@ __all__ = [
     "StepGuard",
     "StepOutcome",
     "TDLRTAdamW",
+    "TDLRTMuon",
     "TangentMuon",
     "Trial",
     "WolfeSearch",

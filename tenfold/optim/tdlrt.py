@@ -9,10 +9,11 @@ from torch import nn
 
 from tenfold.optim.adam import RiemannianAdamW
 from tenfold.optim.core_integration import CoreIntegration, Integrator
+from tenfold.optim.muon import TangentMuon
 from tenfold.optim.rank_policy import RankPolicy
 from tenfold.optim.sgd import RiemannianSGD
 
-__all__ = ["TDLRT", "Integrator", "TDLRTAdamW"]
+__all__ = ["TDLRT", "Integrator", "TDLRTAdamW", "TDLRTMuon"]
 
 
 class TDLRT(CoreIntegration, RiemannianSGD):
@@ -133,4 +134,48 @@ class TDLRTAdamW(CoreIntegration, RiemannianAdamW):
         options.setdefault("damping", None)
         super().__init__(
             params, lr, betas, eps, weight_decay, amsgrad, rank_adaptation=rank_adaptation, **options
+        )
+
+
+class TDLRTMuon(CoreIntegration, TangentMuon):
+    """:class:`TDLRT` with the steps of :class:`TangentMuon`: all singular values of a core's step are equal.
+
+    New directions, whose singular values begin at zero, grow as fast as the others.
+
+    Parameters
+    ----------
+    params, lr, momentum, nesterov, weight_decay, betas, eps, maximize, foreach, stabilize, check_finite
+        As for :class:`TangentMuon`.
+    rank_adaptation, integrator, model, core_steps
+        As for :class:`TDLRT`.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | torch.Tensor = 1e-3,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        weight_decay: float = 1e-2,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        *,
+        rank_adaptation: RankPolicy,
+        integrator: Integrator | str = Integrator.TWO_PASS,
+        model: nn.Module | None = None,
+        core_steps: int = 1,
+        **options: Any,
+    ):
+        self._integrate_with(integrator, model, core_steps)
+        options.setdefault("damping", None)
+        super().__init__(
+            params,
+            lr,
+            momentum,
+            nesterov,
+            weight_decay,
+            betas,
+            eps,
+            rank_adaptation=rank_adaptation,
+            **options,
         )

@@ -38,6 +38,7 @@ def test_it_goes_on_bit_for_bit(tiny, tmp_path, method, optimizer):
     ("method", "optimizer"),
     [
         *(("tucker", "adamw"), ("tucker", "muon"), ("tucker", "tdlrt"), ("tucker", "tdlrt-adamw")),
+        ("tucker", "tdlrt-muon"),
         *(("loose-tucker", "sgd"), ("loose-cp", "adamw"), ("loose-tt", "adamw"), ("loose-matrix", "sgd")),
         *(("prune-snip", "sgd"), ("prune-grasp", "sgd"), ("prune-magnitude", "sgd"), ("prune-imp", "sgd")),
     ],

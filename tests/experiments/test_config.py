@@ -40,7 +40,11 @@ def test_a_recipe_is_complete_and_what_is_given_wins(data):
         ("rank", True, "rank must be a fraction"),
         ("adapt_every", -1, "adapt_every must be at least 0"),
         ("damping", -0.1, "damping must be a number, at least 0"),
-        ("optimizer", "lion", "optimizer must be one of sgd, adamw, muon, tdlrt, tdlrt-adamw, not 'lion'"),
+        (
+            "optimizer",
+            "lion",
+            "optimizer must be one of sgd, adamw, muon, tdlrt, tdlrt-adamw, tdlrt-muon, not 'lion'",
+        ),
         ("compression", 1.0, r"compression must be a number in \[0, 1\), not 1.0"),
         ("compression", 0, "compression must be above 0 for the method 'tucker'"),
         ("decay", 0.5, "decay must be a number, at least 1, not 0.5"),
@@ -144,7 +148,7 @@ def test_every_method_has_a_recipe_with_each_of_its_optimizers(method):
             None if method != "tucker" else 3 if optimizer.startswith("tdlrt") else 10
         )
         assert config.tau is None  # the compression decides
-        twins = {"tdlrt": "sgd", "tdlrt-adamw": "adamw"}
+        twins = {"tdlrt": "sgd", "tdlrt-adamw": "adamw", "tdlrt-muon": "muon"}
         assert config.dense_twin().optimizer == twins.get(optimizer, optimizer)
 
 

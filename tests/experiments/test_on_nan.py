@@ -263,7 +263,7 @@ def test_a_run_in_which_all_is_finite_is_the_same_under_every_policy(tiny, tmp_p
     assert_same_runs(one, train(replace(config, on_nan=on_nan), tmp_path / "two"))
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon", "tdlrt", "tdlrt-adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon", "tdlrt", "tdlrt-adamw", "tdlrt-muon"])
 def test_a_decomposition_that_fails_counts(tiny, tmp_path, monkeypatch, optimizer):
     from tenfold.experiments import training
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import tenfold
 from tenfold.manifolds import FixedRankManifold, LowRankManifold, TuckerManifold
-from tenfold.optim import TDLRT, RankAdaptation, RiemannianSGD, TDLRTAdamW
+from tenfold.optim import TDLRT, RankAdaptation, RiemannianSGD, TDLRTAdamW, TDLRTMuon
 from tests.optim.problems import (
     MANIFOLDS,
     Tensor,
@@ -48,7 +48,7 @@ def test_augmented_step_is_the_projected_gradient_step(manifold, integrator):
 
 
 @pytest.mark.parametrize("manifold", MANIFOLDS, ids=str)
-@pytest.mark.parametrize("cls", [TDLRT, TDLRTAdamW])
+@pytest.mark.parametrize("cls", [TDLRT, TDLRTAdamW, TDLRTMuon])
 def test_fused_and_two_pass_take_the_same_steps(manifold, cls):
     goal = target(manifold)
     options = {"momentum": 0.7, "lr": 0.2} if cls is TDLRT else {"lr": 0.05}
@@ -129,7 +129,7 @@ def test_between_augmentations_only_the_core_moves():
 
 
 @pytest.mark.parametrize("manifold", MANIFOLDS, ids=str)
-@pytest.mark.parametrize("cls", [TDLRT, TDLRTAdamW])
+@pytest.mark.parametrize("cls", [TDLRT, TDLRTAdamW, TDLRTMuon])
 def test_the_truncation_waits_for_the_core_steps(manifold, cls):
     """Augmented in steps 4, 8, ..., truncated two steps later; both integrators alike."""
     goal = target(manifold)
@@ -157,7 +157,7 @@ def test_the_truncation_waits_for_the_core_steps(manifold, cls):
 
 @pytest.mark.parametrize("manifold", MANIFOLDS[:3], ids=str)
 @pytest.mark.parametrize("core_steps", [1, 3])
-@pytest.mark.parametrize("cls", [TDLRT, TDLRTAdamW])
+@pytest.mark.parametrize("cls", [TDLRT, TDLRTAdamW, TDLRTMuon])
 def test_the_policy_sees_the_singular_values_of_the_stepped_tensor(cls, core_steps, manifold):
     seen = []
 
@@ -371,7 +371,7 @@ def test_closed_capture_keeps_nothing():
     assert not optimizer._capture._calls
 
 
-@pytest.mark.parametrize("cls", [TDLRT, TDLRTAdamW])
+@pytest.mark.parametrize("cls", [TDLRT, TDLRTAdamW, TDLRTMuon])
 def test_momentum_of_the_bases_is_kept(cls):
     """What the bases have seen between two beats decides where they go, not the last gradient alone."""
     manifold = TuckerManifold((8, 7, 6), 2)
@@ -380,7 +380,7 @@ def test_momentum_of_the_bases_is_kept(cls):
     optimizer = integrate("parallel", net, cls, rank_adaptation=RankAdaptation(0.0, every=4), **options)
     run(optimizer, net, goal, 3)
     x = net.weight.detach().clone()
-    memory = optimizer.state[net.weight]["momentum_buffer" if cls is TDLRT else "exp_avg"]
+    memory = optimizer.state[net.weight]["exp_avg" if cls is TDLRTAdamW else "momentum_buffer"]
     assert memory.shape == x.shape
     assert all(block.abs().amax() > 0 for block in manifold.unpack_tensor(memory))
     manifold._check_vector_on_tangent(x, memory)
@@ -480,7 +480,7 @@ def test_augmented_bases_are_truncated_without_a_gradient_too(missing, momentum)
     assert torch.equal(frozen.weight, before)
 
 
-@pytest.mark.parametrize("cls", [TDLRT, TDLRTAdamW])
+@pytest.mark.parametrize("cls", [TDLRT, TDLRTAdamW, TDLRTMuon])
 @pytest.mark.parametrize("integrator", ["two-pass", "fused", "parallel"])
 @pytest.mark.parametrize("twin", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
 def test_copies_of_model_and_optimizer_go_on_alike(cls, integrator, twin):
