@@ -26,7 +26,15 @@ from torch import nn
 import tenfold
 from tenfold.experiments.models import build, dense_by_default
 from tenfold.nn import LowRankLayer
-from tenfold.optim import TDLRT, RankAdaptation, RiemannianAdam, RiemannianSGD, TangentMuon, TDLRTAdamW
+from tenfold.optim import (
+    TDLRT,
+    RankAdaptation,
+    RiemannianAdam,
+    RiemannianSGD,
+    TangentMuon,
+    TDLRTAdamW,
+    TDLRTMuon,
+)
 
 
 class Loose(nn.Module):
@@ -66,7 +74,7 @@ def methods(name: str, rank: float) -> dict[str, tuple[nn.Module, torch.optim.Op
 
     def add(label: str, model: nn.Module, make: type[torch.optim.Optimizer], **options: object) -> None:
         model = copy.deepcopy(model).to(memory_format=torch.channels_last)
-        if issubclass(make, TDLRT | TDLRTAdamW):
+        if issubclass(make, TDLRT | TDLRTAdamW | TDLRTMuon):
             options |= {"integrator": "fused", "model": model}
         found[label] = model, make(model.parameters(), lr=1e-4, **options)
 
@@ -86,6 +94,7 @@ def methods(name: str, rank: float) -> dict[str, tuple[nn.Module, torch.optim.Op
         policy = RankAdaptation(0.0, max_rank=rank, every=every)
         add(f"TDLRT, bases every {every}", low, TDLRT, momentum=0.9, rank_adaptation=policy, core_steps=every)
     add("TDLRTAdamW, bases every 3", low, TDLRTAdamW, rank_adaptation=policy, core_steps=3)
+    add("TDLRTMuon, bases every 3", low, TDLRTMuon, rank_adaptation=policy, core_steps=3)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ class Result:
     kind : {"run", "trial"}
         A trial is a short run to choose a learning rate by.
     status : {"finished", "diverged"}
-        Whether the loss stayed finite.
+        Whether the loss stayed finite, that of the test set included after the last epoch.
     config : dict
         :meth:`TrainConfig.identity <tenfold.experiments.config.TrainConfig.identity>` of the run.
     tuning : dict, optional
@@ -107,7 +108,8 @@ class Result:
         rank_history: Sequence[tuple[int, dict[str, list[int]]]],
         finished: bool,
     ) -> Result:
-        """Collect what a run left."""
+        """Collect what a run left; `finished` says that the training came to its end."""
+        finished = finished and all(math.isfinite(record.test_loss) for record in records[-1:])
         peaks = [record.peak_memory for record in records if record.peak_memory is not None]
         return cls(
             id=run_id(config),

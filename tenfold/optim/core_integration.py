@@ -267,17 +267,31 @@ class CoreIntegration(RiemannianOptimizer):
             grad = manifold.egrad2rgrad(x, grad, frame=manifold.damped_frame(x, _DAMPING))
         else:
             grad = manifold.radial(grad)
-        direction, state = self._inner(group, manifold, x, grad, batch.state)
-        y = x - self._rate(group) * manifold.radial(direction)
+        direction, state = self._inner(group, manifold, x, grad, batch.state, core_only=True)
+        y = x - self._rate(group) * direction
         return [Update(p, y_p, s_p) for p, y_p, s_p in batch.split(y, state)]
 
     def _inner(
-        self, group: Group, manifold: TreeManifold, x: torch.Tensor, rgrad: torch.Tensor, state: State
+        self,
+        group: Group,
+        manifold: TreeManifold,
+        x: torch.Tensor,
+        rgrad: torch.Tensor,
+        state: State,
+        core_only: bool = False,
     ) -> tuple[torch.Tensor, State]:
-        """Direction and new state of the inner optimizer, tangent vectors at ``x``."""
+        """Direction, or its part along the core, and new state of the inner optimizer, tangent at ``x``."""
         if decay := self._coupled_decay(group):
             rgrad = rgrad.add(manifold.radial(x), alpha=decay)
-        return self._direction(group, manifold, x, rgrad, state)
+        direct = self._core_direction if core_only else self._direction
+        return direct(group, manifold, x, rgrad, state)
+
+    def _core_direction(
+        self, group: Group, manifold: TreeManifold, x: torch.Tensor, rgrad: torch.Tensor, state: State
+    ) -> tuple[torch.Tensor, State]:
+        """As :meth:`_direction`, with zeros in place of what moves the bases."""
+        direction, state = self._direction(group, manifold, x, rgrad, state)
+        return manifold.radial(direction), state
 
     def _augmented_step(
         self, group: Group, p: geoopt.ManifoldParameter, x: torch.Tensor, grad: torch.Tensor, state: State
@@ -300,8 +314,8 @@ class CoreIntegration(RiemannianOptimizer):
         blocks = list(wide.unpack_tensor(rgrad))
         blocks[wide.tree.root] = self._downhill(group, core_grad)
         state = self._transported(state, home, x, wide, y, frame, there, bases=Bases.AUGMENTED)
-        direction, state = self._inner(group, wide, y, wide.pack_point(*blocks), state)
-        z = y - self._rate(group) * wide.radial(direction)
+        direction, state = self._inner(group, wide, y, wide.pack_point(*blocks), state, core_only=True)
+        z = y - self._rate(group) * direction
         stepped = self._frame_to_carry(state, wide, z)
         state = self._transported(state, wide, y, wide, z, there, stepped, bases=Bases.SAME)
         return wide, z, state, stepped

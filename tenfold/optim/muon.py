@@ -142,14 +142,17 @@ class TangentMuon(RiemannianAdamW):
     ) -> tuple[torch.Tensor, State]:
         if not isinstance(manifold, LowRankManifold):
             return super()._direction(group, manifold, x, rgrad, state)
-        mu = group["momentum"]
-        b = rgrad
-        if "momentum_buffer" in state:
-            b = b.add(state["momentum_buffer"], alpha=mu)
-        d = rgrad + mu * b if group["nesterov"] else b
+        d, state = self._with_momentum(group, rgrad, state)
         blocks = zip(manifold.tangent_matrices(d), manifold.factor_shapes, strict=True)
         o = [spectral_step(block).reshape(*d.shape[:-1], *shape) for block, shape in blocks]
         direction = manifold.proju(x, manifold.pack_point(*o))
         if group["weight_decay"]:
             direction = direction + group["weight_decay"] * manifold.radial(x)
-        return direction, {"momentum_buffer": b}
+        return direction, state
+
+    def _with_momentum(self, group: Group, rgrad: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
+        mu = group["momentum"]
+        b = rgrad
+        if "momentum_buffer" in state:
+            b = b.add(state["momentum_buffer"], alpha=mu)
+        return (rgrad + mu * b if group["nesterov"] else b), {"momentum_buffer": b}

@@ -7,11 +7,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from tenfold.manifolds import TreeManifold
 from tenfold.optim.adam import RiemannianAdamW
+from tenfold.optim.checked import Group
 from tenfold.optim.core_integration import CoreIntegration, Integrator
-from tenfold.optim.muon import TangentMuon
+from tenfold.optim.muon import TangentMuon, spectral_step
 from tenfold.optim.rank_policy import RankPolicy
 from tenfold.optim.sgd import RiemannianSGD
+from tenfold.optim.update import State
 
 __all__ = ["TDLRT", "Integrator", "TDLRTAdamW", "TDLRTMuon"]
 
@@ -179,3 +182,16 @@ class TDLRTMuon(CoreIntegration, TangentMuon):
             rank_adaptation=rank_adaptation,
             **options,
         )
+
+    def _core_direction(
+        self, group: Group, manifold: TreeManifold, x: torch.Tensor, rgrad: torch.Tensor, state: State
+    ) -> tuple[torch.Tensor, State]:
+        # Bases wait for their step, so nothing of theirs is orthogonalised.
+        d, state = self._with_momentum(group, rgrad, state)
+        root = manifold.tree.root
+        blocks = [torch.zeros_like(block) for block in manifold.unpack_tensor(d)]
+        blocks[root] = spectral_step(manifold.tangent_matrices(d)[root]).reshape(blocks[root].shape)
+        direction = manifold.pack_point(*blocks)
+        if group["weight_decay"]:
+            direction = direction + group["weight_decay"] * manifold.radial(x)
+        return direction, state

@@ -117,6 +117,17 @@ def test_a_run_that_cannot_be_done_does_not_stop_the_others(tiny, tmp_path, capf
     assert runner.left() == (0, 1)
 
 
+@pytest.mark.parametrize(("epoch", "status"), [(0, "finished"), (1, "diverged")])
+def test_a_test_loss_that_is_not_finite_at_the_end_counts_as_divergence(tiny, tmp_path, epoch, status):
+    config = tiny(method="dense", epochs=2)
+    records = train(config, tmp_path).records
+    records[epoch] = replace(records[epoch], test_loss=float("nan"))
+    result = Result.of(config, "s", None, "run", records, [], True)
+    assert result.status == status
+    assert Result.from_line(result.to_line()).status == status
+    assert (result.final_loss is None) == (status == "diverged")
+
+
 def test_mistakes_on_the_command_line(file, tmp_path, capsys):
     file.write_text(FILE.replace("tau: 0.2", "tua: 0.2"))
     assert main(["sweep", str(file), "--out", str(tmp_path / "out")]) == 2

@@ -394,6 +394,27 @@ def test_momentum_of_the_bases_is_kept(cls):
 
 
 @pytest.mark.parametrize("manifold", MANIFOLDS, ids=str)
+def test_between_the_beats_muon_orthogonalises_the_gradient_of_the_core(manifold):
+    net, goal = Tensor(manifold), target(manifold)
+    policy, root = RankAdaptation(0.0, every=4), manifold.tree.root
+    optimizer = integrate(
+        "parallel", net, TDLRTMuon, rank_adaptation=policy, lr=0.1, momentum=0.5, weight_decay=0.3
+    )
+    buffer = 0.0
+    for _ in range(3):
+        before = manifold.unpack_tensor(net.weight.detach().clone())
+        run(optimizer, net, goal, 1)
+        grad = net.weight.grad
+        buffer = 0.5 * buffer + manifold.tangent_matrices(grad)[root]
+        d = manifold.tangent_matrices(grad)[root] + 0.5 * buffer
+        step = 0.2 * max(d.shape) ** 0.5 * tenfold.linalg.orthogonalize(d).reshape(before[root].shape)
+        expected = [*before]
+        expected[root] = before[root] - 0.1 * (step + 0.3 * before[root])
+        for block, wanted in zip(manifold.unpack_tensor(net.weight.detach()), expected, strict=True):
+            torch.testing.assert_close(block, wanted)
+
+
+@pytest.mark.parametrize("manifold", MANIFOLDS, ids=str)
 @pytest.mark.parametrize("scale", [2.0**-20, 1.0, 2.0**20])
 def test_captured_gradients_follow_the_scale_of_the_others(manifold, scale):
     """As behind a GradScaler, whose scale the parameters' gradients have lost before the step."""
