@@ -67,7 +67,8 @@ def _slope(steps: list[float], errors: list[float], floor: float) -> float:
 
     Two terms of an error can cancel near one step, which pulls the slopes around it down: a dip among
     the small steps spoils the first estimate, one among the large steps the second. An error of lower
-    order pulls down both.
+    order pulls down both. Where rounding leaves only large steps, at which the next term still counts, the
+    slopes between them show where they go.
     """
     if not all(math.isfinite(error) for error in errors):
         return math.nan
@@ -75,13 +76,29 @@ def _slope(steps: list[float], errors: list[float], floor: float) -> float:
     clear = [(math.log(t), math.log(e)) for t, e in zip(steps, errors, strict=True) if e > 50 * floor]
     if len(clear) < _FEWEST:
         return math.inf
-    return max(_median_slope(clear[-_FEWEST:]), _median_slope(clear))
+    small = clear[-_FEWEST:]
+    return max(_median_slope(small), _median_slope(clear), _limit(small))
 
 
 def _median_slope(points: list[tuple[float, float]]) -> float:
     """The median of the slopes between any two points (Theil and Sen)."""
     return statistics.median(
         (e - other_e) / (t - other_t) for (t, e), (other_t, other_e) in itertools.combinations(points, 2)
+    )
+
+
+def _limit(points: list[tuple[float, float]]) -> float:
+    """Where slopes between neighbours go that rise less and less; minus infinity for all others.
+
+    An error ``t^p (1 - c t)`` has slopes that miss ``p`` by amounts in proportion to ``t``.
+    """
+    slopes = [(e - f) / (t - s) for (t, e), (s, f) in itertools.pairwise(points)]
+    rises = [after - before for before, after in itertools.pairwise(slopes)]
+    if min(rises) <= 0 or any(after >= before for before, after in itertools.pairwise(rises)):
+        return -math.inf
+    ratio = math.exp(points[1][0] - points[0][0])  # of two steps; one for all
+    return statistics.median(
+        slope + ratio / (1 - ratio) * rise for slope, rise in zip(slopes[1:], rises, strict=True)
     )
 
 

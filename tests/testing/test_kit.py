@@ -256,6 +256,10 @@ def test_slopes_of_difficult_curves():
     assert slope(lambda t: [t**2, t]) == pytest.approx(1.0)  # the worst of the batch
     assert slope(lambda t: [abs(t**2 - 50 * t**3)]) > 1.9  # two terms that cancel at t = 0.02
     assert slope(lambda t: [t**2 + 1e-3 * t]) < 1.9  # a small term of lower order
+    # Rounding leaves the five largest steps only, where the next term takes a third of the first.
+    assert slope(lambda t: [t**3 * (1 - 3.5 * t)], floor=1e-8) == pytest.approx(3.0, abs=0.02)
+    assert slope(lambda t: [t**2 * (1 - 3.5 * t)], floor=1e-7) == pytest.approx(2.0, abs=0.02)
+    assert slope(lambda t: [abs(t**2 - 90 * t**3)], floor=1e-7) < 3  # a dip is no rise
     assert not has_order(measure("", 2, 1.0, lambda t: t * math.nan, 1e-14)).holds
 
 
