@@ -156,6 +156,33 @@ class Convolution(LowRankLayer):
             update_running(norm, moments)
         return output if norm is None or fused else after(norm(output))
 
+    def core_gradient(self, weight: torch.Tensor, grad: torch.Tensor, *inputs: Any) -> torch.Tensor | None:
+        padding = self.padding if self.padding_mode == "zeros" else "other"
+        if type(self).forward is not Convolution.forward or self.parts or isinstance(padding, str):
+            return None
+        manifold = weight.manifold  # type: ignore[attr-defined]
+        core = manifold.factors(weight)[manifold.tree.root]
+        with torch.enable_grad():
+            chain = stages(manifold, weight, self.layout.weight, self.channels)
+        place = next(k for k, stage in enumerate(chain) if stage.kernel.requires_grad)
+        (input,) = inputs
+        if input.ndim == self.spatial + 1:
+            input, grad = input.unsqueeze(0), grad.unsqueeze(0)
+        for stage in chain[:place]:
+            input = self._convolve(input, stage, None)
+        for stage in reversed(chain[place + 1 :]):  # pointwise in every format
+            grad = self._convolve(grad, Stage(stage.kernel.transpose(0, 1), ()), None)
+        kernel, axes = chain[place].kernel, chain[place].axes
+        stride, padding, dilation = (
+            self._along(axes, values, otherwise)
+            for values, otherwise in ((self.stride, 1), (padding, 0), (self.dilation, 1))
+        )
+        kernel_grad = torch.ops.aten.convolution_backward(
+            *(grad, input, kernel.detach(), None, stride, padding, dilation),
+            *(False, [0] * self.spatial, 1, (False, True, False)),
+        )[1]
+        return torch.autograd.grad(kernel, core, kernel_grad)[0]
+
     def _convolve(self, input: torch.Tensor, stage: Stage, bias: torch.Tensor | None) -> torch.Tensor:
         convolve = (F.conv1d, F.conv2d, F.conv3d)[self.spatial - 1]
         if not stage.axes:

@@ -61,6 +61,26 @@ class LowRankLayer(nn.Module, abc.ABC):
             self.bias = nn.Parameter(torch.empty(bias, device=device, dtype=dtype))
         self.reset_parameters()
 
+    def core_gradient(self, weight: torch.Tensor, grad: torch.Tensor, *inputs: Any) -> torch.Tensor | None:
+        """Gradient of the core at another weight, without evaluating the layer, where it knows a way.
+
+        Parameters
+        ----------
+        weight : torch.Tensor
+            Packed, with its ``manifold``, which represents the tensor of :attr:`weight`; of its factors the
+            core alone requires a gradient.
+        grad : torch.Tensor
+            Gradient of the output.
+        *inputs
+            What the layer was called with.
+
+        Returns
+        -------
+        torch.Tensor or None
+            In the shape of the core; None leaves it to autograd.
+        """
+        return None
+
     # Dense and back --------------------------------------------------------------------------
 
     @classmethod

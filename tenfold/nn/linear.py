@@ -124,6 +124,15 @@ class Linear(LowRankLayer):
         output = output.reshape(*batch, self.out_features)
         return output if self.bias is None else output + self.bias
 
+    def core_gradient(self, weight: torch.Tensor, grad: torch.Tensor, *inputs: Any) -> torch.Tensor | None:
+        manifold = weight.manifold  # type: ignore[attr-defined]
+        if type(self).forward is not Linear.forward or isinstance(manifold, TensorTrainManifold):
+            return None
+        _, left, right = manifold.factors(weight)
+        (input,) = inputs
+        into, out = input @ right, grad @ left
+        return out.reshape(-1, out.shape[-1]).mT @ into.reshape(-1, into.shape[-1])
+
     @classmethod
     def _arguments(cls, module: Any) -> dict[str, Any]:
         return {

@@ -49,7 +49,8 @@ class Capture:
     Notes
     -----
     Inputs and output gradients stay in memory until :meth:`clear`. Modules must return one tensor and must
-    compute the same again from the same input.
+    compute the same again from the same input. Layers whose ``core_gradient`` knows the gradient from input
+    and output gradient are not evaluated again.
     """
 
     def __init__(self, model: nn.Module):
@@ -57,7 +58,9 @@ class Capture:
         self._handles: list[RemovableHandle] = []
         for module in model.modules():
             if any(is_low_rank(p) for p in module.parameters(recurse=False)):
-                self._handles.append(module.register_forward_hook(self._watch, with_kwargs=True))
+                # First of all hooks: what it sees is what forward() took and gave.
+                handle = module.register_forward_hook(self._watch, prepend=True, with_kwargs=True)
+                self._handles.append(handle)
 
     def _watch(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if not (torch.is_grad_enabled() and isinstance(output, torch.Tensor) and output.requires_grad):
@@ -116,8 +119,13 @@ class Capture:
             with torch.enable_grad(), _autocast(point.device.type, call.autocast):
                 packed = manifold.pack_point(*factors)
                 packed.manifold = _separate(manifold, packed, factors)  # type: ignore[attr-defined]
-                output = torch.func.functional_call(call.module, {call.name: packed}, call.args, call.kwargs)
-            total += torch.autograd.grad(output, core, call.grad)[0]
+                grad = _without_evaluation(call, packed)
+                if grad is None:
+                    output = torch.func.functional_call(
+                        _Bare(call.module), {f"module.{call.name}": packed}, call.args, call.kwargs
+                    )
+                    grad = torch.autograd.grad(output, core, call.grad)[0]
+            total += grad
         return total
 
     def forget_backward(self) -> None:
@@ -135,6 +143,27 @@ class Capture:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+
+class _Bare(nn.Module):
+    """A module without its hooks."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module.forward(*args, **kwargs)
+
+
+def _without_evaluation(call: _Call, packed: torch.Tensor) -> torch.Tensor | None:
+    """The gradient of the core, if the module knows a way."""
+    known = getattr(call.module, "core_gradient", None)
+    foreign = "forward" in vars(call.module) or call.kwargs or call.autocast[0] or call.name != "weight"
+    if known is None or foreign:
+        return None
+    with torch.no_grad():
+        return known(packed, call.grad, *call.args)
 
 
 def _separate(manifold: TreeManifold, packed: torch.Tensor, factors: Sequence[torch.Tensor]) -> TreeManifold:

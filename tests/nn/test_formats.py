@@ -1,9 +1,11 @@
 """Every layer in every format and with every option against its dense counterpart."""
 
+import copy
+
 import pytest
 import torch
 
-from tenfold.nn import Conv1d, Conv2d, ConvTranspose2d, Embedding, Linear
+from tenfold.nn import Conv1d, Conv2d, Conv3d, ConvTranspose2d, Embedding, Linear
 from tests.nn.cases import CASES, FORMATS, PLAIN
 
 EMBEDDINGS = [name for name, case in CASES.items() if case.cls is Embedding]
@@ -54,6 +56,35 @@ def test_an_inverse_free_layer_has_the_same_output_and_riemannian_gradient(name)
         lifted.manifold.egrad2rgrad(w, other_grads["weight"]),
         layer.manifold.egrad2rgrad(w, grads["weight"]),
     )
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("batch", [(3,), (), (0,)])
+@pytest.mark.parametrize("inverse_free", [False, True])
+def test_the_gradient_of_the_core_without_an_evaluation(name, batch, inverse_free):
+    case = CASES[name]
+    layer, other = case.make(), case.make(inverse_free=inverse_free)
+    x = case.data(*batch)
+    y = layer(x)
+    grad = torch.randn_like(y)
+    root = layer.manifold.tree.root
+    expected = layer.manifold.unpack_tensor(torch.autograd.grad(y, layer.weight, grad)[0])[root]
+    factors = list(other.manifold.unpack_tensor(other.weight.detach()))
+    factors[root] = factors[root].clone().requires_grad_()
+    weight = other.manifold.pack_point(*factors)
+    weight.manifold = copy.copy(other.manifold)
+    weight.manifold.__dict__["factors"] = lambda packed: tuple(factors)
+    with torch.no_grad():
+        known = other.core_gradient(weight, grad, x)
+    if isinstance(layer, Linear):
+        knows = layer.format != "tensor-train"
+    else:
+        regular = case.options.get("padding") not in ("same", "valid") and "padding_mode" not in case.options
+        knows = isinstance(layer, (Conv1d, Conv2d, Conv3d)) and regular
+    assert (known is not None) == knows
+    if knows:
+        assert known.shape == expected.shape
+        torch.testing.assert_close(known, expected)
 
 
 @pytest.mark.parametrize("form", FORMATS)

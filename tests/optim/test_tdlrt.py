@@ -272,6 +272,26 @@ def test_network_with_plain_parameters_trains_alike_under_both_integrators():
         torch.testing.assert_close(a, b, msg=name)
 
 
+@pytest.mark.parametrize("first", ["hooks", "optimizer"])
+def test_hooks_of_the_layers_are_part_of_the_captured_function_once(first):
+    def hook(net):
+        for layer in net:
+            layer.register_forward_pre_hook(lambda layer, args: (args[0].sin(),))
+            layer.register_forward_hook(lambda layer, args, output: output.exp())
+
+    nets = [network(), network()]
+    for net, kind in zip(nets, ("two-pass", "fused"), strict=True):
+        if first == "hooks":
+            hook(net)
+        optimizer = integrate(kind, net, lr=0.05, rank_adaptation=RankAdaptation(0.1, every=2))
+        if first == "optimizer":
+            hook(net)
+        train(net, optimizer, 4)
+    for (name, a), b in zip(nets[0].named_parameters(), nets[1].parameters(), strict=True):
+        a, b = (dense(p) if hasattr(p, "manifold") else p.detach() for p in (a, b))
+        torch.testing.assert_close(a, b, msg=name)
+
+
 def test_state_goes_on_identically_across_rank_changes():
     net = network()
     optimizer = integrate("fused", net, TDLRTAdamW, lr=0.01, rank_adaptation=RankAdaptation(0.1, every=2))
