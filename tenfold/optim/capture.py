@@ -121,9 +121,11 @@ class Capture:
                 packed.manifold = _separate(manifold, packed, factors)  # type: ignore[attr-defined]
                 grad = _without_evaluation(call, packed)
                 if grad is None:
-                    output = torch.func.functional_call(
-                        _Bare(call.module), {f"module.{call.name}": packed}, call.args, call.kwargs
-                    )
+                    bare = _Bare(call.module)
+                    # Copies, so that running statistics see each batch once.
+                    tensors = {name: buffer.clone() for name, buffer in bare.named_buffers()}
+                    tensors[f"module.{call.name}"] = packed
+                    output = torch.func.functional_call(bare, tensors, call.args, call.kwargs)
                     grad = torch.autograd.grad(output, core, call.grad)[0]
             total += grad
         return total

@@ -292,6 +292,26 @@ def test_hooks_of_the_layers_are_part_of_the_captured_function_once(first):
         torch.testing.assert_close(a, b, msg=name)
 
 
+def test_running_statistics_see_a_captured_batch_once():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(6 * 16, 10)).double()
+    tenfold.nn.factorize(net, rank=0.5, exclude=["3"], init="random")
+    assert tenfold.nn.fuse_normalization(net) == 1
+    norm = net[0].parts["norm"]
+    optimizer = integrate("fused", net, lr=0.05)
+    for step in range(1, 4):
+        train(net, optimizer, 1)
+        assert norm.num_batches_tracked == step
+    statistics = norm.running_mean.clone()
+    x = torch.randn(16, 2, 6, 6, dtype=torch.float64, generator=generator(1))
+    optimizer.zero_grad()
+    net(x).square().sum().backward()
+    seen = norm.running_mean.clone()
+    optimizer.step()
+    assert torch.equal(norm.running_mean, seen)
+    assert not torch.equal(seen, statistics)
+
+
 def test_state_goes_on_identically_across_rank_changes():
     net = network()
     optimizer = integrate("fused", net, TDLRTAdamW, lr=0.01, rank_adaptation=RankAdaptation(0.1, every=2))
