@@ -18,6 +18,8 @@ _STEPS = 13
 _DECADES = 3.0
 _FEWEST = 5
 _NEGLIGIBLE = (1e-12, 2e-12, 3e-12)
+_CLEAR = 50
+"""How many times the floor an error has to be, so that its logarithm is off by a fiftieth at most."""
 
 
 def measure(
@@ -40,7 +42,8 @@ def measure(
         Step lengths, shape ``(k,)`` in float64, to the errors of the batch, ``(k, *any)``: all steps are
         one batch.
     floor : float
-        Bound on the rounding error of ``errors_at``. Steps too short to matter show what it really is.
+        Bound on the rounding error of ``errors_at``. Steps too short to matter show what it really is, but
+        no error below the bound counts: by chance these steps may have none.
 
     Returns
     -------
@@ -51,7 +54,7 @@ def measure(
     lengths = torch.tensor([*steps, *(reach * step for step in _NEGLIGIBLE)], dtype=torch.float64)
     errors = errors_at(lengths).double().reshape(len(lengths), -1)
     table, noise = errors[:_STEPS], errors[_STEPS:].amax(0)
-    floors = (4 * noise).clamp(floor / 1000, floor).nan_to_num(floor).tolist()
+    floors = (4 * noise).clamp(floor / _CLEAR, floor).nan_to_num(floor).tolist()
     slopes = [_slope(steps, column.tolist(), own) for column, own in zip(table.T, floors, strict=True)]
     worst = min(range(len(slopes)), key=lambda k: -math.inf if math.isnan(slopes[k]) else slopes[k])
     return Curve(label, tuple(steps), tuple(table[:, worst].tolist()), order, slopes[worst])
@@ -72,8 +75,7 @@ def _slope(steps: list[float], errors: list[float], floor: float) -> float:
     """
     if not all(math.isfinite(error) for error in errors):
         return math.nan
-    # At fifty times the floor a logarithm is off by a fiftieth at most.
-    clear = [(math.log(t), math.log(e)) for t, e in zip(steps, errors, strict=True) if e > 50 * floor]
+    clear = [(math.log(t), math.log(e)) for t, e in zip(steps, errors, strict=True) if e > _CLEAR * floor]
     if len(clear) < _FEWEST:
         return math.inf
     small = clear[-_FEWEST:]

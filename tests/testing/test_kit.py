@@ -251,6 +251,7 @@ def test_slopes_of_difficult_curves():
 
     assert slope(lambda t: [0.0]) == math.inf  # exact
     assert slope(lambda t: [1e-15]) == math.inf  # nothing but rounding
+    assert slope(lambda t: [1e-15 if t > 1e-10 else 0.0]) == math.inf  # not seen at the shortest steps
     assert slope(lambda t: [1e-3]) == pytest.approx(0.0)  # an error that does not shrink is no rounding
     assert math.isnan(slope(lambda t: [t**2, math.nan]))
     assert slope(lambda t: [t**2, t]) == pytest.approx(1.0)  # the worst of the batch
