@@ -220,7 +220,7 @@ class CoreIntegration(RiemannianOptimizer):
         moved: list[Update | Adapting] = []
         members = zip(batch.split(batch.x, batch.state), batch.parts(batch.grad), strict=True)
         for (p, x, state), grad in members:
-            wide, y, state, frame = self._augmented_step(group, p, x, grad, state)
+            wide, y, state, frame = self._augmented_step(group, p, x, grad, state, holds)
             if holds:
                 moved.append(self._held_open(p, wide, y, state, frame))
                 continue
@@ -294,7 +294,13 @@ class CoreIntegration(RiemannianOptimizer):
         return manifold.radial(direction), state
 
     def _augmented_step(
-        self, group: Group, p: geoopt.ManifoldParameter, x: torch.Tensor, grad: torch.Tensor, state: State
+        self,
+        group: Group,
+        p: geoopt.ManifoldParameter,
+        x: torch.Tensor,
+        grad: torch.Tensor,
+        state: State,
+        holds: bool,
     ) -> tuple[TreeManifold, torch.Tensor, State, Frame | None]:
         """The stepped tensor in the augmented bases, the state in them, and perhaps the frame there."""
         home = p.manifold
@@ -316,6 +322,8 @@ class CoreIntegration(RiemannianOptimizer):
         state = self._transported(state, home, x, wide, y, frame, there, bases=Bases.AUGMENTED)
         direction, state = self._inner(group, wide, y, wide.pack_point(*blocks), state, core_only=True)
         z = y - self._rate(group) * direction
+        if holds:  # as between the beats, where bases stay and so do coordinates in them
+            return wide, z, state, None
         stepped = self._frame_to_carry(state, wide, z)
         state = self._transported(state, wide, y, wide, z, there, stepped, bases=Bases.SAME)
         return wide, z, state, stepped
