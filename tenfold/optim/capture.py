@@ -67,9 +67,10 @@ class Capture:
             return
         kind = output.device.type
         autocast = (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
-        args = tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in args)
+        args = tuple(map(_detached, args))
+        kwargs = {name: _detached(value) for name, value in kwargs.items()}
         for name, parameter in module.named_parameters(recurse=False):
-            if is_low_rank(parameter):
+            if is_low_rank(parameter) and parameter.requires_grad:
                 call = _Call(module, name, args, kwargs, autocast)
                 self._calls.setdefault(id(parameter), []).append(call)
                 output.register_hook(partial(self._received, parameter, call))
@@ -177,6 +178,10 @@ def _separate(manifold: TreeManifold, packed: torch.Tensor, factors: Sequence[to
     separate, views = copy.copy(manifold), manifold.factors
     separate.__dict__["factors"] = lambda x: tuple(factors) if x is packed else views(x)
     return separate
+
+
+def _detached(argument: Any) -> Any:
+    return argument.detach() if isinstance(argument, torch.Tensor) else argument
 
 
 def _autocast(kind: str, state: tuple[bool, torch.dtype]) -> Any:

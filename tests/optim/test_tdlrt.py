@@ -402,6 +402,14 @@ def test_captured_gradients_are_computed_for_the_core_alone(lifted):
     torch.testing.assert_close(dense(nets[0].weight), dense(nets[1].weight))
 
 
+def test_of_frozen_parameters_nothing_is_kept():
+    net, goal = Tensor(MANIFOLDS[0]), target(MANIFOLDS[0]).requires_grad_()
+    optimizer = integrate("fused", net, lr=0.1)
+    net.weight.requires_grad_(False)
+    (net() * goal).sum().backward()
+    assert not optimizer._capture._calls
+
+
 def test_closed_capture_keeps_nothing():
     net, goal = Tensor(MANIFOLDS[0]), target(MANIFOLDS[0])
     optimizer = integrate("fused", net, lr=0.1)
