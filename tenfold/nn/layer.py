@@ -67,7 +67,7 @@ class LowRankLayer(nn.Module, abc.ABC):
         Parameters
         ----------
         weight : torch.Tensor
-            Packed, with its ``manifold``, which represents the tensor of :attr:`weight`; of its factors the
+            Packed, with its ``manifold``, which represents the same tensor as that of the layer; of its factors the
             core alone requires a gradient.
         grad : torch.Tensor
             Gradient of the output.

@@ -123,13 +123,18 @@ def accuracies():
 
 
 @pytest.mark.parametrize(
-    ("results", "decides", "rows"),
-    [(LENET, "compression", 16), (LENET, "tau", 2), (CIFAR, "compression", 17)],
+    ("results", "model", "decides", "rows"),
+    [
+        (LENET, "lenet5", "compression", 16),
+        (LENET, "lenet5", "tau", 2),
+        (CIFAR, "vgg-light", "compression", 18),
+        (CIFAR, "alexnet", "compression", 4),
+    ],
 )
-def test_tables_of_accuracies(results, decides, rows):
+def test_tables_of_accuracies(results, model, decides, rows):
     """The tables of the evidence are those of the report."""
     page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
-    table = size_table(settings(read_results(results)), decides)
+    table = size_table([s for s in settings(read_results(results)) if s.config["model"] == model], decides)
     assert len(table) == 1 + rows
     for cells in table:
         assert f"| {' | '.join(cells)} |" in page
@@ -167,9 +172,15 @@ def test_spread_over_seeds():
     assert row(beginning, 2) == "loose Tucker, SGD {}, AdamW {}".format(*loose)
 
 
+def on_cifar10(model, size):
+    """The settings at one compression, and the dense ones."""
+    found = settings(read_results(CIFAR))
+    return [s for s in found if s.config["model"] == model and s.config["compression"] in (None, size)]
+
+
 def test_accuracies_on_cifar10():
     """Budgets that fall and budgets from the start, beside loose factors and the dense network."""
-    found = [s for s in settings(read_results(CIFAR)) if s.config["compression"] in (None, 0.9)]
+    found = on_cifar10("vgg-light", 0.9)
     percent = {s.label: f"{100 * s.mean('test_accuracy'):.2f} %" for s in found}
     spread = {s.label: f"{100 * s.deviation('test_accuracy'):.2f}" for s in found if len(s.results) == 3}
     falling = "from compression 0.5"
@@ -214,8 +225,7 @@ def test_accuracies_on_cifar10():
 
 
 def test_accuracies_on_cifar10_at_85_percent():
-    found = [s for s in settings(read_results(CIFAR)) if s.config["compression"] in (None, 0.85)]
-    percent = {s.label: f"{100 * s.mean('test_accuracy'):.2f} %" for s in found}
+    percent = {s.label: f"{100 * s.mean('test_accuracy'):.2f} %" for s in on_cifar10("vgg-light", 0.85)}
     falling, vgg = "from compression 0.5", "light VGG on CIFAR-10, 10 epochs, at 85 % compression"
     adamw, muon = (percent[f"{name}, {falling}"] for name in ("RiemannianAdamW", "TangentMuon"))
     loose = [percent[f"loose {name}"] for name in ("Tucker factors, AdamW", "Tucker factors, Muon")]
@@ -228,11 +238,22 @@ def test_accuracies_on_cifar10_at_85_percent():
     assert f"falls: {muon}" in row(f"{vgg}, beside dense")
     assert row(f"{vgg}, beside dense", 2) == f"dense, SGD {percent['dense, SGD']}"
     assert row(f"{vgg}, `TDLRT`") == f"budget that falls: {percent[f'TDLRT, {falling}']}"
-    with_adam = f"{vgg}, TDLRT with Adam inside"
-    assert row(with_adam) == f"`TDLRTAdamW`, budget that falls: {percent[f'TDLRTAdamW, {falling}']}"
+    inside = (f"`{name}` {percent[f'{name}, {falling}']}" for name in ("TDLRTAdamW", "TDLRTMuon"))
+    with_adam = f"{vgg}, TDLRT with Adam"
+    assert row(with_adam) == f"budgets that fall: {', '.join(inside)}"
+    assert row(f"{vgg}, SGD") == f"`TDLRT`, budget that falls: {percent[f'TDLRT, {falling}']}"
+    assert row(f"{vgg}, SGD", 2) == f"loose Tucker {percent['loose Tucker factors, SGD']}"
     assert row(with_adam, 2) == f"loose Tucker, AdamW {loose[0]}, Muon {loose[1]}; loose CP, Muon {cp[1]}"
     others = f"loose Tucker, Muon {loose[1]}, loose CP, Muon {cp[1]}"
     assert row(f"{vgg}, `TDLRT`", 2) == f"dense, SGD {percent['dense, SGD']}; {others}"
+
+
+def test_accuracies_of_alexnet():
+    percent = {s.label: f"{100 * s.mean('test_accuracy'):.2f} %" for s in on_cifar10("alexnet", 0.85)}
+    alexnet = "AlexNet on CIFAR-10, 10 epochs, at 85 % compression from the start"
+    for beginning, other in ((f"{alexnet}, Muon", "Tucker"), (f"{alexnet}, against CP", "CP")):
+        assert row(beginning) == f"`TangentMuon` {percent['TangentMuon']}"
+        assert row(beginning, 2).endswith(percent[f"loose {other} factors, Muon"])
 
 
 def test_accuracies_of_the_reduced_protocol():
