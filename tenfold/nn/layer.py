@@ -67,8 +67,8 @@ class LowRankLayer(nn.Module, abc.ABC):
         Parameters
         ----------
         weight : torch.Tensor
-            Packed, with its ``manifold``, which represents the same tensor as that of the layer; of its factors the
-            core alone requires a gradient.
+            Packed, with its ``manifold``, which represents the same tensor as that of the layer; of its
+            factors the core alone requires a gradient.
         grad : torch.Tensor
             Gradient of the output.
         *inputs
