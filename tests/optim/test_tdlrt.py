@@ -410,6 +410,18 @@ def test_of_frozen_parameters_nothing_is_kept():
     assert not optimizer._capture._calls
 
 
+def test_captured_arguments_hold_no_graph():
+    net = network()
+    optimizer = integrate("fused", net, lr=0.1)
+    x = torch.randn(2, 128, dtype=torch.float64, requires_grad=True)
+    for y in (net[4](x.sin()), net[4](input=x.sin())):
+        y.sum().backward()
+    (calls,) = optimizer._capture._calls.values()
+    for call in calls:
+        (held,) = [*call.args, *call.kwargs.values()]
+        assert not held.requires_grad
+
+
 def test_closed_capture_keeps_nothing():
     net, goal = Tensor(MANIFOLDS[0]), target(MANIFOLDS[0])
     optimizer = integrate("fused", net, lr=0.1)
