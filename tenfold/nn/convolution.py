@@ -173,13 +173,11 @@ class Convolution(LowRankLayer):
         for stage in reversed(chain[place + 1 :]):  # pointwise in every format
             grad = self._convolve(grad, Stage(stage.kernel.transpose(0, 1), ()), None)
         kernel, axes = chain[place].kernel, chain[place].axes
-        stride, padding, dilation = (
-            self._along(axes, values, otherwise)
-            for values, otherwise in ((self.stride, 1), (padding, 0), (self.dilation, 1))
-        )
+        stride, dilation = self._along(axes, self.stride, 1), self._along(axes, self.dilation, 1)
+        padding = self._along(axes, padding, 0)
+        zeros, only_kernel = [0] * self.spatial, (False, True, False)
         kernel_grad = torch.ops.aten.convolution_backward(
-            *(grad, input, kernel.detach(), None, stride, padding, dilation),
-            *(False, [0] * self.spatial, 1, (False, True, False)),
+            grad, input, kernel.detach(), None, stride, padding, dilation, False, zeros, 1, only_kernel
         )[1]
         return torch.autograd.grad(kernel, core, kernel_grad)[0]
 
