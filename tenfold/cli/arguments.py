@@ -89,6 +89,11 @@ def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="start at this smaller compression and reach --compression after half of the steps",
     )
     low_rank.add_argument(
+        "--per-layer",
+        action="store_true",
+        help="start every layer at that compression by itself, not all at one fraction of their full rank",
+    )
+    low_rank.add_argument(
         "--decay",
         type=float,
         metavar="D",

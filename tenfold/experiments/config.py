@@ -30,12 +30,14 @@ _OF_SOME_METHODS = (
     *LOW_RANK_DEFAULTS,
     *("compression", "start_compression", "decay", "adapt_start", "oversampling"),
 )
+_SWITCHES = ("factorize_all", "per_layer")  # of some methods, too
 _LARGEST = sys.float_info.max
 # Fields that runs of earlier versions do not have, with what they did.
 _ADDED_LATER: dict[str, Any] = {
     "optimizer": "sgd",
     "compression": None,
     "start_compression": None,
+    "per_layer": False,
     "decay": None,
     "adapt_start": None,
     "oversampling": None,
@@ -67,11 +69,14 @@ class TrainConfig:
         methods.
     compression : float, optional
         In [0, 1): 1 − stored / dense over the factored or pruned layers. For the factored methods instead of
-        `rank`: every layer starts at the largest fraction of its full rank that gives it. Without `tau`, the
-        ranks of ``"tucker"`` are then redistributed among the layers at this compression.
+        `rank`: all layers start at one fraction of their full rank, the largest that gives it. Without `tau`,
+        the ranks of ``"tucker"`` are then redistributed among the layers at this compression.
     start_compression : float, optional
         In (0, compression]: layers start at this compression instead, and what they store falls geometrically
         until half of the steps are done; from then on ranks stay. For ``"tucker"`` with a `compression`.
+    per_layer : bool
+        Every layer starts at the compression by itself, at a fraction of its own: layers with many numbers
+        leave more to the others. For the factored methods with a `compression`.
     decay : float, optional
         At least 1: the weights of the factored layers start with singular values in the proportion
         1, 1 / decay, 1 / decay², … (:mod:`tenfold.experiments.decay`). For ``"tucker"`` and the loose
@@ -137,6 +142,7 @@ class TrainConfig:
     rank: float | int | None = None
     compression: float | None = None
     start_compression: float | None = None
+    per_layer: bool = False
     decay: float | None = None
     tau: float | None = None
     adapt_every: int | None = None
@@ -221,7 +227,7 @@ class TrainConfig:
         for name in ("data", "model", "method", "optimizer", "schedule", "device"):
             if not isinstance(getattr(self, name), str):
                 raise TypeError(f"{name} must be a string, not {brief(getattr(self, name))}")
-        for name in ("factorize_all", "amp"):
+        for name in (*_SWITCHES, "amp"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, not {brief(getattr(self, name))}")
         if self.data_dir is not None and not isinstance(self.data_dir, str):
@@ -288,7 +294,7 @@ class TrainConfig:
 
     def _check_nothing_is_ignored(self) -> None:
         given = [name for name in _OF_SOME_METHODS if getattr(self, name) is not None]
-        given += ["factorize_all"] if self.factorize_all else []
+        given += [name for name in _SWITCHES if getattr(self, name)]
         by_method = frozenset[str]().union(*(choices_of(self.method, o) for o in optimizers_of(self.method)))
         ignored = [name for name in given if name not in by_method]
         if ignored:
@@ -298,17 +304,18 @@ class TrainConfig:
             raise ValueError(f"{', '.join(ignored)} has no effect on the optimizer {self.optimizer!r}")
         if self.rank is not None and self.compression is not None:
             raise ValueError("rank and compression both say how large the factors are: give one of them")
+        if self.per_layer and self.compression is None:
+            raise ValueError("per_layer needs a compression for every layer to start at")
 
     def dense_twin(self) -> TrainConfig:
         """The same run with every weight dense: same network, seed, schedule and steps."""
-        nothing: dict[str, Any] = dict.fromkeys(_OF_SOME_METHODS)
-        optimizer = dense_counterpart(self.optimizer)
-        return replace(self, method="dense", optimizer=optimizer, factorize_all=False, **nothing)
+        nothing: dict[str, Any] = dict.fromkeys(_OF_SOME_METHODS) | dict.fromkeys(_SWITCHES, False)
+        return replace(self, method="dense", optimizer=dense_counterpart(self.optimizer), **nothing)
 
     def identity(self) -> dict[str, Any]:
         """The fields that decide the result; the youngest of them only where they are not the default."""
         values = {name: value for name, value in asdict(self).items() if name not in PLACE_FIELDS}
-        for name in ("on_nan", "adapt_start", "oversampling", "start_compression"):
+        for name in ("on_nan", "adapt_start", "oversampling", "start_compression", "per_layer"):
             if values[name] == _ADDED_LATER[name]:
                 del values[name]  # runs of earlier versions keep their identity
         if self.on_nan == "rollback":

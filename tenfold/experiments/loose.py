@@ -7,7 +7,7 @@ layer is a matrix, so CP, tensor train and matrix format are one and the same th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from torch import nn
 
@@ -33,7 +33,7 @@ def layer_class(method: str, order: int) -> type[LooseLayer]:
 
 
 def loosen(
-    model: nn.Module, method: str, names: Sequence[str], rank: float | int, decay: float | None = None
+    model: nn.Module, method: str, ranks: Mapping[str, float | int], decay: float | None = None
 ) -> None:
     """Replace layers of `model` by ones with loose factors, in place.
 
@@ -43,10 +43,9 @@ def loosen(
         With dense layers.
     method : {"loose-tucker", "loose-cp", "loose-tt", "loose-matrix"}
         The format.
-    names : sequence of str
-        Linear layers and convolutions to replace.
-    rank : float or int
-        A fraction of the full rank, or a number; see ``LooseLayer.full_rank``.
+    ranks : mapping of str to float or int
+        Linear layers and convolutions to replace, and the rank of each: a fraction of the full rank, or a
+        number; see ``LooseLayer.full_rank``.
     decay : float, optional
         Start with decaying singular values; see :mod:`tenfold.experiments.decay`.
 
@@ -56,26 +55,25 @@ def loosen(
         A convolution has groups or is padded with something else than zeros.
     """
     if method == "loose-tucker":
-        dense = {name: model.get_submodule(name) for name in names}
-        start_on_manifolds(model, names, rank, decay)
+        dense = {name: model.get_submodule(name) for name in ranks}
+        start_on_manifolds(model, ranks, decay)
         for name, layer in dense.items():
             model.set_submodule(name, _loosened(model.get_submodule(name), layer))
         return
-    for name in names:
+    for name, rank in ranks.items():
         layer = model.get_submodule(name)
         assert isinstance(layer, nn.Linear | nn.Conv2d)
         model.set_submodule(name, layer_class(method, layer.weight.ndim).random(layer, rank, decay))
 
 
 def start_on_manifolds(
-    model: nn.Module, names: Sequence[str], rank: float | int, decay: float | None = None
+    model: nn.Module, ranks: Mapping[str, float | int], decay: float | None = None
 ) -> None:
     """Put layers of `model` on Tucker manifolds, drawn anew, in place; arguments as for :func:`loosen`."""
-    if not names:
-        return
-    factorize(model, rank=rank, include=names, init="random")
+    for name, rank in ranks.items():
+        factorize(model, rank=rank, include=[name], init="random")
     if decay is not None:
-        for name in names:
+        for name in ranks:
             layer = model.get_submodule(name)
             assert isinstance(layer, LowRankLayer)
             decay_singular_values_(layer, decay)

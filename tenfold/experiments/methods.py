@@ -61,9 +61,9 @@ def make_network(config: TrainConfig, data: DataSet) -> nn.Module:
     )
     names = _replaced(model, config)
     if config.method == "tucker":
-        start_on_manifolds(model, names, _rank(model, names, config), config.decay)
+        start_on_manifolds(model, _ranks(model, names, config), config.decay)
     elif is_loose(config.method):
-        loosen(model, config.method, names, _rank(model, names, config), config.decay)
+        loosen(model, config.method, _ranks(model, names, config), config.decay)
     elif is_pruned(config.method):
         prune_at_start(model, config, names, data)
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -144,13 +144,17 @@ def _matrices(model: nn.Module, config: TrainConfig) -> list[nn.Parameter]:
     return [p for layer in layers for p in layer.parameters() if p.ndim > 1]
 
 
-def _rank(model: nn.Module, names: list[str], config: TrainConfig) -> float | int:
+def _ranks(model: nn.Module, names: list[str], config: TrainConfig) -> dict[str, float | int]:
+    """The rank at which each layer starts."""
     if config.compression is None:
         assert config.rank is not None  # a low-rank configuration has a rank or a compression
-        return config.rank
+        return dict.fromkeys(names, config.rank)
     shapes = [tuple(model.get_submodule(name).get_parameter("weight").shape) for name in names]
     start = config.compression if config.start_compression is None else config.start_compression
-    return rank_for_compression(config.method, shapes, start)
+    if config.per_layer:
+        ranks = [rank_for_compression(config.method, [shape], start) for shape in shapes]
+        return dict(zip(names, ranks, strict=True))
+    return dict.fromkeys(names, rank_for_compression(config.method, shapes, start))
 
 
 def _rank_policy(config: TrainConfig, total_steps: int, stop: int | None = None) -> RankPolicy | None:

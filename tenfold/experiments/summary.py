@@ -54,6 +54,8 @@ class Setting:
             how.append("by tolerance")
         if self.config.get("start_compression"):
             how.append(f"from compression {self.config['start_compression']:g}")
+        if self.config.get("per_layer"):
+            how.append("compressed per layer")
         every = self.config["adapt_every"]
         if every and every != low_rank_default("adapt_every", self.config["optimizer"]):
             how.append(f"every {every} steps")

@@ -1,4 +1,4 @@
-"""Ranks of many layers from one tolerance, or from the share of numbers to save."""
+"""Ranks of layers from one tolerance, or from the share of numbers to save."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from tenfold.manifolds import TreeManifold, Truncation, ranks_by_tolerance
+from tenfold.nn.formats import ranks_at
 
-__all__ = ["Decomposition", "tolerance_for"]
+__all__ = ["Decomposition", "ranks_for", "tolerance_for"]
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,7 @@ def tolerance_for(compression: float, decompositions: Sequence[Decomposition]) -
     ValueError
         If the share is outside [0, 1) or more than rank 1 would save.
     """
-    if not 0 <= compression < 1:
-        raise ValueError(f"compression must lie in [0, 1), got {compression}")
+    _check(compression)
     dense = sum(d.dense for d in decompositions)
 
     def saved(tol: float) -> float:
@@ -95,3 +95,42 @@ def tolerance_for(compression: float, decompositions: Sequence[Decomposition]) -
         middle = (low + high) / 2
         low, high = (low, middle) if saved(middle) >= compression else (middle, high)
     return high
+
+
+def ranks_for(compression: float, manifold: TreeManifold, dense: int) -> tuple[int, ...]:
+    """The ranks at the largest fraction of the whole at which one weight saves a share of its numbers.
+
+    Parameters
+    ----------
+    compression : float
+        The share in [0, 1).
+    manifold : TreeManifold
+        The format and shape, at any rank.
+    dense : int
+        Numbers in the dense weight.
+
+    Raises
+    ------
+    ValueError
+        If the share is outside [0, 1) or more than rank 1 saves.
+    """
+    _check(compression)
+    allowed = (1 - compression) * dense
+    low, high = 2**-30, 1.0
+    least = manifold.size_at(ranks_at(manifold, low))
+    if least > allowed:
+        raise ValueError(
+            f"compression {compression} cannot be reached: at the lowest ranks it is {1 - least / dense:.4f}"
+        )
+    if manifold.size_at(ranks_at(manifold, high)) <= allowed:
+        return ranks_at(manifold, high)
+    while high - low > 2**-30:
+        middle = (low + high) / 2
+        fits = manifold.size_at(ranks_at(manifold, middle)) <= allowed
+        low, high = (middle, high) if fits else (low, middle)
+    return ranks_at(manifold, low)
+
+
+def _check(compression: float) -> None:
+    if not 0 <= compression < 1:
+        raise ValueError(f"compression must lie in [0, 1), got {compression}")

@@ -13,7 +13,7 @@ from torch import nn
 from tenfold.manifolds import move_
 from tenfold.nn.adapters.layer import AdaptedLayer
 from tenfold.nn.attention import MultiheadAttention
-from tenfold.nn.choice import Decomposition, tolerance_for
+from tenfold.nn.choice import Decomposition, ranks_for, tolerance_for
 from tenfold.nn.formats import Format, RankLike
 from tenfold.nn.fusion import fuse_normalization
 from tenfold.nn.layer import LowRankLayer
@@ -66,14 +66,17 @@ def factorize(
         be larger than the weight stay dense.
     compression : float
         Instead of ``rank``: the share of the numbers in all weights concerned that is saved, at the least;
-        layers get ranks by one tolerance for all. Layers that would get larger stay dense.
+        layers get ranks by one tolerance for all. Layers that would get larger stay dense. With
+        ``init="random"``, where weights tell nothing about ranks: the share that is saved in every layer by
+        itself, each at the largest fraction of its full rank that does it.
     include : sequence of str or None
         Names of layers, or patterns in the manner of :mod:`fnmatch`; None means all. The projections of an
         attention layer have the names ``<attention>.q_proj``, ``k_proj``, ``v_proj`` and ``out_proj``.
     exclude : sequence of str
         Names or patterns of layers that stay dense.
     init : Start or str
-        ``"decompose"`` approximates the dense weights, ``"random"`` draws new ones at a given ``rank``.
+        ``"decompose"`` approximates the dense weights, ``"random"`` draws new ones at a given ``rank`` or
+        ``compression``.
     example_input
         Argument of the model (a tuple for several, a dictionary for arguments by name). If given, each new
         layer is measured beside the dense one, and stays dense where a forward pass would be slower.
@@ -106,8 +109,8 @@ def factorize(
     given = {"rank": rank, "tol": tol, "compression": compression}
     if sum(value is not None for value in given.values()) > 1:
         raise ValueError(f"give one of rank, tol and compression, got {given}")
-    if start is Start.RANDOM and not (tol is None and compression is None):
-        raise ValueError("tol and compression read ranks off the weights; init='random' needs a rank")
+    if start is Start.RANDOM and tol is not None:
+        raise ValueError("tol reads ranks off the weights; init='random' needs a rank or a compression")
     refuse_bare(model)
     include = None if include is None else patterns_of("include", include)
     exclude = patterns_of("exclude", exclude)
@@ -125,8 +128,8 @@ def factorize(
             left[site.name] = reason
         else:
             chosen.append(site)
-    if tol is None and compression is None:
-        layers = _at_rank(chosen, form, start, 0.25 if rank is None else rank)
+    if tol is None and (compression is None or start is Start.RANDOM):
+        layers = _at_rank(chosen, form, start, 0.25 if rank is None else rank, compression)
     else:
         layers = _by_tolerance(chosen, form, tol, compression, left)
     new = _with_attention(chosen, layers)
@@ -236,12 +239,18 @@ def _unwanted(site: Site, include: Sequence[str] | None, exclude: Sequence[str])
     return "not included" if include is not None and not site.fits(include) else ""
 
 
-def _at_rank(sites: Sequence[Site], format: Format, start: Start, rank: RankLike) -> dict[str, LowRankLayer]:
+def _at_rank(
+    sites: Sequence[Site], format: Format, start: Start, rank: RankLike, compression: float | None
+) -> dict[str, LowRankLayer]:
+    """At a rank common to all, or where a compression is given at that of every layer."""
     layers = {}
     for site in sites:
         cls, options = counterpart(type(site.module), format)
         make = cls.like if start is Start.RANDOM else cls.from_dense
         try:
+            if compression is not None:
+                lowest = cls.like(site.module, rank=1, **options)
+                rank = ranks_for(compression, lowest.manifold, lowest.dense_numel)
             layers[site.name] = make(site.module, rank=rank, **options)
         except ValueError as error:
             raise ValueError(f"{site.name}: {error}") from error

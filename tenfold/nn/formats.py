@@ -7,9 +7,22 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import TypeAlias, TypeVar
 
-from tenfold.manifolds import FixedRankManifold, TensorTrainManifold, TreeManifold, TuckerManifold
+from tenfold.manifolds import (
+    FixedRankManifold,
+    TensorTrainManifold,
+    TreeManifold,
+    TuckerManifold,
+    rank_tuple,
+)
 
-__all__ = ["Format", "RankLike", "fixed_rank_manifold", "tensor_train_manifold", "tucker_manifold"]
+__all__ = [
+    "Format",
+    "RankLike",
+    "fixed_rank_manifold",
+    "ranks_at",
+    "tensor_train_manifold",
+    "tucker_manifold",
+]
 
 RankLike: TypeAlias = int | float | Sequence[int]
 """Ranks of a layer: a fraction in (0, 1] of every rank, one number for all ranks (both are
@@ -50,8 +63,7 @@ def tucker_manifold(
     ValueError
         If a fraction is not in (0, 1] or explicit ranks are not feasible.
     """
-    lowest = TuckerManifold(shape, 1, modes)
-    return _at(lowest, rank, [shape[m] for m in lowest.modes], inverse_free)
+    return _at(TuckerManifold(shape, 1, modes), rank, inverse_free)
 
 
 def fixed_rank_manifold(
@@ -61,7 +73,7 @@ def fixed_rank_manifold(
 
     Parameters and errors as for :func:`tucker_manifold`.
     """
-    return _at(FixedRankManifold(shape, 1), rank, [min(shape)], inverse_free)
+    return _at(FixedRankManifold(shape, 1), rank, inverse_free)
 
 
 def tensor_train_manifold(
@@ -72,22 +84,39 @@ def tensor_train_manifold(
     Parameters and errors as for :func:`tucker_manifold`; ``rows`` as for
     :class:`~tenfold.manifolds.TensorTrainManifold`.
     """
-    lowest = TensorTrainManifold(shape, 1, rows=rows)
-    return _at(lowest, rank, lowest.full_rank, inverse_free)
+    return _at(TensorTrainManifold(shape, 1, rows=rows), rank, inverse_free)
 
 
-def _at(lowest: _Tree, rank: RankLike, full: Sequence[int], inverse_free: bool) -> _Tree:
+def ranks_at(manifold: TreeManifold, fraction: float) -> tuple[int, ...]:
+    """The ranks of a manifold's shape and format at a fraction, lowered to what is feasible.
+
+    Raises
+    ------
+    ValueError
+        If the fraction is not in (0, 1].
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"a rank given as a fraction must lie in (0, 1], got {fraction}")
+    wanted = [math.ceil(fraction * size) for size in _whole(manifold)]
+    return manifold.tree.clip(manifold.shape, wanted)
+
+
+def _whole(manifold: TreeManifold) -> Sequence[int]:
+    """What a rank that is given as a fraction is a fraction of."""
+    if isinstance(manifold, TuckerManifold):
+        return [manifold.shape[m] for m in manifold.modes]
+    return rank_tuple(manifold.full_rank)
+
+
+def _at(lowest: _Tree, rank: RankLike, inverse_free: bool) -> _Tree:
     """The manifold at a rank given in one of the ways of :data:`RankLike`."""
     if inverse_free:
         lowest = lowest.lifted()
     if isinstance(rank, Sequence):
         return lowest.with_rank(rank)
     if isinstance(rank, float):
-        if not 0 < rank <= 1:
-            raise ValueError(f"a rank given as a fraction must lie in (0, 1], got {rank}")
-        wanted = [math.ceil(rank * size) for size in full]
-    else:
-        wanted = [rank] * len(full)
-    if min(wanted, default=1) < 1:
+        return lowest.with_rank(ranks_at(lowest, rank))
+    if rank < 1:
         raise ValueError(f"ranks must be at least 1, got {rank}")
+    wanted = [rank] * len(rank_tuple(lowest.rank))
     return lowest.with_rank(lowest.tree.clip(lowest.shape, wanted))

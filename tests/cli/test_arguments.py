@@ -13,14 +13,15 @@ def test_options_that_are_not_given_are_absent():
 def test_every_field_of_a_run_has_its_option():
     line = (
         "train --data cifar10 --data-dir d --model vgg16 --method tucker --tau 0.2 --optimizer muon "
-        "--compression 0.5 --start-compression 0.2 --decay 2 --rank 0.25 --adapt-every 5 --adapt-start 20 "
-        "--oversampling 4 --damping 0.1 --factorize-all --epochs 3 --batch-size 8 --lr 0.1 --momentum 0.5 "
-        "--weight-decay 1e-4 --schedule cosine --seed 7 --device cpu --amp --on-nan skip --checkpoint-every "
-        "100"
+        "--compression 0.5 --start-compression 0.2 --per-layer --decay 2 --rank 0.25 --adapt-every 5 "
+        "--adapt-start 20 --oversampling 4 --damping 0.1 --factorize-all --epochs 3 --batch-size 8 "
+        "--lr 0.1 --momentum 0.5 --weight-decay 1e-4 --schedule cosine --seed 7 --device cpu "
+        "--amp --on-nan skip --checkpoint-every 100"
     )
     options = vars(parse(line.split()))
     given = {name: options[name] for name in TrainConfig().to_dict()}  # KeyError if one were missing
     assert (given.pop("compression"), given.pop("start_compression")) == (0.5, 0.2)  # not with a rank
+    assert given.pop("per_layer") is True
     assert TrainConfig(**given) == TrainConfig(
         data="cifar10",
         data_dir="d",

@@ -129,6 +129,12 @@ def test_nothing_is_silently_ignored_by_the_dense_method(given):
             {"start_compression": 0.2, "compression": 0.5, "adapt_every": 0},
             "start_compression needs adapt_every to be at least 1",
         ),
+        ({"per_layer": True}, "per_layer needs a compression"),
+        ({"method": "dense", "per_layer": True}, "per_layer has no effect on the method 'dense'"),
+        (
+            {"method": "prune-snip", "compression": 0.5, "per_layer": True},
+            "per_layer has no effect on the method 'prune-snip'",
+        ),
         ({"rank": 0.5, "compression": 0.5}, "rank and compression both say how large the factors are"),
     ],
 )
@@ -154,16 +160,19 @@ def test_every_method_has_a_recipe_with_each_of_its_optimizers(method):
 
 def test_runs_of_earlier_versions_are_understood():
     later = ("optimizer", "compression", "decay", "adapt_start", "on_nan", "checkpoint_every")
-    later += ("start_compression", "oversampling")
+    later += ("start_compression", "oversampling", "per_layer")
     old = {k: v for k, v in TrainConfig().to_dict().items() if k not in later}
     assert TrainConfig.from_dict(old) == TrainConfig()
-    assert not {"adapt_start", "oversampling", "on_nan", "start_compression"} & set(
+    assert not {"adapt_start", "oversampling", "on_nan", "start_compression", "per_layer"} & set(
         TrainConfig().identity()
     )  # which is what a sweep goes by
     assert TrainConfig(adapt_start=5).identity()["adapt_start"] == 5
     falling = TrainConfig(compression=0.9, start_compression=0.5)
     assert falling.identity()["start_compression"] == 0.5
     assert falling.dense_twin().start_compression is None
+    alone = TrainConfig(compression=0.9, per_layer=True)
+    assert alone.identity()["per_layer"] is True
+    assert alone.dense_twin().per_layer is False
 
 
 def test_a_tolerance_that_nobody_gave_stays_in_what_an_id_is_made_from():

@@ -51,7 +51,7 @@ def test_the_other_formats_decay_too(method, layer):
     spectra = []
     for decay in (1.0, 3.0):
         model = nn.Sequential(layer)
-        loosen(model, method, ["0"], 5, decay)
+        loosen(model, method, {"0": 5}, decay)
         spectra.append(unfolded_spectra(model[0].dense_weight(), (0,))[0][:5])
     flat, steep = ((s[0] / s[4]).log().item() for s in spectra)
     assert steep - flat == pytest.approx(4 * math.log(3.0), abs=1.5)
@@ -60,7 +60,7 @@ def test_the_other_formats_decay_too(method, layer):
 def test_the_terms_of_a_cp_sum_decay():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(64, 64, 3))
-    loosen(model, "loose-cp", ["0"], 6, 2.0)
+    loosen(model, "loose-cp", {"0": 6}, 2.0)
     norms = torch.stack([factor.detach().norm(dim=0) for factor in model[0].factors]).prod(0)
     assert (norms[0] / norms[5]).log2().item() == pytest.approx(5, abs=2)
     assert norms[0] > norms[3] > norms[5]

@@ -19,7 +19,7 @@ CONVOLUTIONS = [
 def build(method, layer, rank=0.5, decay=None):
     torch.manual_seed(0)
     model = nn.Sequential(layer)
-    loosen(model, method, ["0"], rank, decay)
+    loosen(model, method, {"0": rank}, decay)
     return model[0]
 
 
@@ -69,9 +69,9 @@ def test_loose_tucker_starts_where_tucker_starts(decay):
         return nn.Sequential(nn.Conv2d(6, 16, 5), nn.Flatten(), nn.Linear(40, 30))
 
     loose = network()
-    loosen(loose, "loose-tucker", ["0", "2"], 0.5, decay)
+    loosen(loose, "loose-tucker", {"0": 0.5, "2": 0.5}, decay)
     geometric = network()
-    start_on_manifolds(geometric, ["0", "2"], 0.5, decay)
+    start_on_manifolds(geometric, {"0": 0.5, "2": 0.5}, decay)
     for index in (0, 2):
         torch.testing.assert_close(loose[index].dense_weight(), geometric[index].dense_weight())
         assert torch.equal(loose[index].bias, geometric[index].bias)

@@ -10,6 +10,7 @@ from torch import nn
 from tenfold.nn import Conv2d, Embedding, Format, Linear, MultiheadAttention, Start, densify, factorize
 from tenfold.nn import convert as convert_module
 from tenfold.nn.layer import LowRankLayer
+from tenfold.nn.sites import counterpart
 
 
 class Everything(nn.Module):
@@ -107,11 +108,29 @@ def test_compression_is_reached_and_not_overshot_by_much(form, compression):
     assert compression <= saved < compression + 0.25
 
 
-def test_compression_that_cannot_be_reached_changes_nothing():
+@pytest.mark.parametrize("form", Format)
+@pytest.mark.parametrize("compression", [0.0, 0.1, 0.3])
+def test_at_random_every_layer_has_the_compression_by_itself(form, compression):
+    model = everything()
+    report = factorize(model, format=form, compression=compression, init="random")
+    assert report.layers
+    for layer in report.layers:
+        assert layer.stored <= (1 - compression) * layer.dense
+        low = model.get_submodule(layer.name)
+        cls, options = counterpart(low.dense_type, form)
+        # No larger fraction of the full rank fits: the next one at which a rank changes does not.
+        sizes = [
+            cls.like(low.to_dense(), rank=k / 2520, **options).manifold.size for k in range(20, 2521, 20)
+        ]
+        assert layer.stored == max(size for size in sizes if size <= (1 - compression) * layer.dense)
+
+
+@pytest.mark.parametrize("options", [{}, {"init": "random"}])
+def test_compression_that_cannot_be_reached_changes_nothing(options):
     model = everything()
     before = state(model)
     with pytest.raises(ValueError, match=r"cannot be reached: at the lowest ranks it is 0\.\d"):
-        factorize(model, compression=0.99)
+        factorize(model, compression=0.99, **options)
     assert state(model)[0] == before[0]
     torch.testing.assert_close(state(model)[1], before[1], rtol=0, atol=0)
 
@@ -120,7 +139,8 @@ def test_compression_that_cannot_be_reached_changes_nothing():
     ("options", "message"),
     [
         ({"rank": 2, "tol": 0.1}, "one of rank, tol and compression"),
-        ({"init": "random", "tol": 0.1}, "init='random' needs a rank"),
+        ({"init": "random", "tol": 0.1}, "init='random' needs a rank or a compression"),
+        ({"init": "random", "compression": -0.5}, r"\[0, 1\)"),
         ({"format": "cp"}, "cp"),
         ({"tol": 1.5}, "tol"),
         ({"compression": 1.0}, r"\[0, 1\)"),
