@@ -143,12 +143,37 @@ class TangentMuon(RiemannianAdamW):
         if not isinstance(manifold, LowRankManifold):
             return super()._direction(group, manifold, x, rgrad, state)
         d, state = self._with_momentum(group, rgrad, state)
+        return self._spectral(group, manifold, x, d), state
+
+    def _tangent_direction(
+        self,
+        group: Group,
+        manifold: LowRankManifold,
+        x: torch.Tensor,
+        grad: torch.Tensor,
+        decay: float,
+        frame: Any,
+        state: State,
+    ) -> tuple[torch.Tensor, State]:
+        if group["damping"] is None:
+            return super()._tangent_direction(group, manifold, x, grad, decay, frame, state)
+        # One projection, of what the step is made from. With it the momentum loses what it has of that:
+        # to first order in the step what its own projection would take.
+        ahead, state = self._with_momentum(group, manifold.ungauged_gradient(x, grad, frame), state)
+        d = manifold.proju(x, ahead)
+        share = 1 + group["momentum"] if group["nesterov"] else 1
+        b = state["momentum_buffer"]
+        return self._spectral(group, manifold, x, d), {"momentum_buffer": b + (d - ahead) / share}
+
+    @staticmethod
+    def _spectral(group: Group, manifold: LowRankManifold, x: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+        """The step along a tangent vector, whose gauge it keeps."""
         blocks = zip(manifold.tangent_matrices(d), manifold.factor_shapes, strict=True)
         o = [spectral_step(block).reshape(*d.shape[:-1], *shape) for block, shape in blocks]
-        direction = manifold.proju(x, manifold.pack_point(*o))
+        direction = manifold.pack_point(*o)
         if group["weight_decay"]:
             direction = direction + group["weight_decay"] * manifold.radial(x)
-        return direction, state
+        return direction
 
     def _with_momentum(self, group: Group, rgrad: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
         mu = group["momentum"]

@@ -53,7 +53,8 @@ def test_direction_is_tangent_and_steepest_under_the_spectral_norm_of_the_blocks
     torch.testing.assert_close(manifold.proju(x, d), d)
     for block, raw in zip(manifold.tangent_matrices(d), manifold.tangent_matrices(g), strict=True):
         values = torch.linalg.svdvals(raw)
-        if values[0] < 1e-10:  # a square basis cannot turn
+        if values[0] == 0:  # a square basis cannot turn
+            assert not block.any()
             continue
         factor = 0.2 * max(raw.shape) ** 0.5
         # The iteration leaves singular values in [0.68, 1.21]; the best possible is the nuclear norm.
@@ -88,6 +89,28 @@ def test_a_tensor_of_the_rank_is_found(manifold, damping, nesterov):
         losses += descend(optimizer, p, goal, 1)
         schedule.step()
     assert losses[-1] < 0.05 * losses[0]
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_one_projection_leaves_direction_and_momentum_tangent(nesterov):
+    """The direction exactly; what is left of the momentum shrinks with the steps that turn the bases."""
+    manifold = TuckerManifold((12, 10, 3), (4, 3, 3))
+    left = []
+    for lr in (0.0, 1e-4, 1e-3):
+        p = parameter(manifold)
+        optimizer = TangentMuon([p], lr=lr, nesterov=nesterov, momentum=0.9, damping=0.1)
+        descend(optimizer, p, target(manifold), 20)
+        b = optimizer.state[p]["momentum_buffer"]
+        group, frame = optimizer.param_groups[0], manifold.damped_frame(p.detach(), 0.1)
+        noise = torch.randn(manifold.size, dtype=p.dtype, generator=generator(3))
+        d, _ = optimizer._tangent_direction(
+            group, manifold, p.detach(), noise, 0.0, frame, {"momentum_buffer": b}
+        )
+        torch.testing.assert_close(manifold.proju(p.detach(), d), d)
+        left.append((b - manifold.proju(p.detach(), b)).norm() / b.norm())
+    assert left[0] < 1e-14
+    assert left[1] < 1e-3
+    assert left[1] < left[2] / 5
 
 
 @pytest.mark.parametrize("manifold", MANIFOLDS, ids=str)
