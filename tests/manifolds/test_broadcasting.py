@@ -15,6 +15,7 @@ from tenfold.manifolds import (
 MANIFOLDS = [
     TuckerManifold((4, 5, 6), (2, 3, 2)),
     TuckerManifold((4, 3, 3, 2), (2, 2), modes=(0, 1)),
+    TuckerManifold((3, 5, 4), (3, 2, 2)),  # a square basis
     FixedRankManifold((5, 4), 2),
     TensorTrainManifold((4, 3, 5), 2),
     TensorTrainManifold((3, 2, 2, 3), 2, rows=2),
