@@ -128,7 +128,7 @@ def accuracies():
         (LENET, "lenet5", "compression", 16),
         (LENET, "lenet5", "tau", 2),
         (CIFAR, "vgg-light", "compression", 18),
-        (CIFAR, "alexnet", "compression", 4),
+        (CIFAR, "alexnet", "compression", 7),
     ],
 )
 def test_tables_of_accuracies(results, model, decides, rows):
@@ -250,7 +250,18 @@ def test_accuracies_on_cifar10_at_85_percent():
 
 def test_accuracies_of_alexnet():
     percent = {s.label: f"{100 * s.mean('test_accuracy'):.2f} %" for s in on_cifar10("alexnet", 0.85)}
-    alexnet = "AlexNet on CIFAR-10, 10 epochs, at 85 % compression from the start"
+    alone, loose = "compressed per layer", ("Tucker factors, Muon", "CP factors, Muon")
+    every = "AlexNet on CIFAR-10, 10 epochs, every layer at 85 % compression"
+    assert row(every) == f"`TangentMuon` {percent[f'TangentMuon, {alone}']}"
+    assert row(every, 2) == "loose Tucker {}, loose CP {}".format(
+        *(percent[f"loose {name}, {alone}"] for name in loose)
+    )
+    starts = "the same, where the ranks start"
+    assert row(starts) == f"every layer at 85 %: {percent[f'TangentMuon, {alone}']}"
+    assert row(starts, 2).endswith(f": {percent['TangentMuon']}")
+    alexnet = (
+        "AlexNet on CIFAR-10, 10 epochs, at 85 % compression from the start, one fraction for all layers"
+    )
     for beginning, other in ((f"{alexnet}, Muon", "Tucker"), (f"{alexnet}, against CP", "CP")):
         assert row(beginning) == f"`TangentMuon` {percent['TangentMuon']}"
         assert row(beginning, 2).endswith(percent[f"loose {other} factors, Muon"])
