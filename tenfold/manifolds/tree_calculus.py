@@ -93,7 +93,8 @@ def unmatrix(tree: TensorTree, v: int, flat: torch.Tensor, tensor: torch.Tensor)
 def perpendicular(basis: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """``(I - U U^T) X`` for matrices ``(*batch, n, r)``; exactly zero where nothing is perpendicular."""
     if basis.shape[-2] == basis.shape[-1]:
-        return torch.zeros_like(columns)
+        batch = torch.broadcast_shapes(basis.shape[:-2], columns.shape[:-2])
+        return columns.new_zeros(*batch, *columns.shape[-2:])
     return add_product(columns, basis, basis.mT @ columns, -1.0)
 
 

@@ -143,7 +143,8 @@ class TangentMuon(RiemannianAdamW):
         if not isinstance(manifold, LowRankManifold):
             return super()._direction(group, manifold, x, rgrad, state)
         d, state = self._with_momentum(group, rgrad, state)
-        return self._spectral(group, manifold, x, d), state
+        # Rounding is all that transport leaves in a square basis, and would be orthogonalised with the rest.
+        return manifold.proju(x, self._spectral(group, manifold, x, d)), state
 
     def _tangent_direction(
         self,
