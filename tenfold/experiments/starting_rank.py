@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 
 from tenfold.experiments.loose import layer_class
+from tenfold.nn.choice import largest_fraction
 from tenfold.nn.formats import tucker_manifold
 
-_HALVINGS = 40
+_LOWEST = 2.0**-40
 
 
 def stored_numel(method: str, shape: Sequence[int], rank: float | int) -> int:
@@ -44,15 +45,10 @@ def rank_for_compression(method: str, shapes: Sequence[Sequence[int]], compressi
         return sum(stored_numel(method, shape, fraction) for shape in shapes)
 
     allowed = (1 - compression) * dense
-    low, high = 2.0**-_HALVINGS, 1.0
-    if stored(low) > allowed:
+    fraction = largest_fraction(lambda f: stored(f) <= allowed)
+    if fraction is None:
         raise ValueError(
             f"compression {compression:g} is out of reach of the method {method!r}: at rank 1 it is "
-            f"{1 - stored(low) / dense:.4f}"
+            f"{1 - stored(_LOWEST) / dense:.4f}"
         )
-    if stored(high) <= allowed:
-        return high
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if stored(middle) <= allowed else (low, middle)
-    return low
+    return fraction

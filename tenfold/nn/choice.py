@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,9 @@ import torch
 from tenfold.manifolds import TreeManifold, Truncation, ranks_by_tolerance
 from tenfold.nn.formats import ranks_at
 
-__all__ = ["Decomposition", "ranks_for", "tolerance_for"]
+__all__ = ["Decomposition", "largest_fraction", "ranks_for", "tolerance_for"]
+
+_HALVINGS = 40
 
 
 @dataclass(frozen=True)
@@ -116,19 +118,26 @@ def ranks_for(compression: float, manifold: TreeManifold, dense: int) -> tuple[i
     """
     _check(compression)
     allowed = (1 - compression) * dense
-    low, high = 2**-30, 1.0
-    least = manifold.size_at(ranks_at(manifold, low))
-    if least > allowed:
+    fraction = largest_fraction(lambda f: manifold.size_at(ranks_at(manifold, f)) <= allowed)
+    if fraction is None:
+        reached = 1 - manifold.size_at(ranks_at(manifold, 2.0**-_HALVINGS)) / dense
         raise ValueError(
-            f"compression {compression} cannot be reached: at the lowest ranks it is {1 - least / dense:.4f}"
+            f"compression {compression} cannot be reached: at the lowest ranks it is {reached:.4f}"
         )
-    if manifold.size_at(ranks_at(manifold, high)) <= allowed:
-        return ranks_at(manifold, high)
-    while high - low > 2**-30:
+    return ranks_at(manifold, fraction)
+
+
+def largest_fraction(fits: Callable[[float], bool]) -> float | None:
+    """The largest fraction in (0, 1], to 2^-40, of those up to which all fit; None if none does."""
+    low, high = 2.0**-_HALVINGS, 1.0
+    if not fits(low):
+        return None
+    if fits(high):
+        return high
+    for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        fits = manifold.size_at(ranks_at(manifold, middle)) <= allowed
-        low, high = (middle, high) if fits else (low, middle)
-    return ranks_at(manifold, low)
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 def _check(compression: float) -> None:
