@@ -10,7 +10,7 @@ from typing import NoReturn
 from tenfold import __version__
 from tenfold.cli.evidence_arguments import add_report, add_sweep
 from tenfold.experiments.combinations import METHODS, OPTIMIZERS
-from tenfold.experiments.config import DATA_SETS, MODELS, ON_NAN, SCHEDULES
+from tenfold.experiments.config_checks import DATA_SETS, MODELS, ON_NAN, SCHEDULES
 
 FORMATS = ("tucker", "fixed-rank", "tensor-train")  # tenfold.nn.Format, without waiting for torch
 

@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from tenfold.experiments.combinations import (
-    METHODS,
-    OPTIMIZERS,
-    choices_of,
-    dense_counterpart,
-    is_pruned,
-    moves_on_the_beat,
-    optimizers_of,
+from tenfold.experiments.combinations import choices_of, dense_counterpart
+from tenfold.experiments.config_checks import (
+    OF_SOME_METHODS,
+    SWITCHES,
+    check_combination,
+    check_types,
+    check_values,
 )
 from tenfold.experiments.recipes import LOW_RANK_DEFAULTS, low_rank_default, recipe_for
-from tenfold.untrusted.values import LARGEST, brief
-
-DATA_SETS = ("digits", "mnist", "cifar10", "cifar100", "tinyimagenet")
-MODELS = ("lenet5", "vgg-light", "vgg-small", "vgg16", "alexnet", "resnet18")
-SCHEDULES = ("one-cycle", "cosine", "constant")
-ON_NAN = ("raise", "skip", "rollback")
 
 PLACE_FIELDS = ("data_dir", "device", "checkpoint_every")
 """Where a run takes place and is saved, not what it computes; a resumed run may change these alone."""
 
-_OF_SOME_METHODS = (
-    *LOW_RANK_DEFAULTS,
-    *("compression", "start_compression", "decay", "adapt_start", "oversampling"),
-)
-_SWITCHES = ("factorize_all", "per_layer")  # of some methods, too
-_LARGEST = sys.float_info.max
 # Fields that runs of earlier versions do not have, with what they did.
 _ADDED_LATER: dict[str, Any] = {
     "optimizer": "sgd",
@@ -191,125 +177,18 @@ class TrainConfig:
         return cls(**{**recipe, **given})
 
     def __post_init__(self) -> None:
-        self._check_types()
-        for name, allowed in (
-            ("data", DATA_SETS),
-            ("model", MODELS),
-            ("method", METHODS),
-            ("optimizer", OPTIMIZERS),
-            ("schedule", SCHEDULES),
-            ("on_nan", ON_NAN),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(allowed)}, not {brief(getattr(self, name))}"
-                )
-        if self.data == "digits" and self.data_dir is not None:
-            raise ValueError("data_dir has no effect on the data set 'digits', which comes with scikit-learn")
-        self._check_low_rank_fields()
-        for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
-            _check_integer(name, getattr(self, name), least)
-        if self.checkpoint_every is not None:
-            _check_integer("checkpoint_every", self.checkpoint_every, 1)
-        for name, ok, wanted in (
-            ("lr", _is_number(self.lr) and self.lr > 0, "a positive number"),
-            ("momentum", _is_number(self.momentum) and 0 <= self.momentum < 1, "a number in [0, 1)"),
-            (
-                "weight_decay",
-                _is_number(self.weight_decay) and self.weight_decay >= 0,
-                "a number, at least 0",
-            ),
-        ):
-            if not ok:
-                raise ValueError(f"{name} must be {wanted}, not {brief(getattr(self, name))}")
-
-    def _check_types(self) -> None:
-        for name in ("data", "model", "method", "optimizer", "schedule", "device"):
-            if not isinstance(getattr(self, name), str):
-                raise TypeError(f"{name} must be a string, not {brief(getattr(self, name))}")
-        for name in (*_SWITCHES, "amp"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} must be True or False, not {brief(getattr(self, name))}")
-        if self.data_dir is not None and not isinstance(self.data_dir, str):
-            raise TypeError(f"data_dir must be a string or None, not {brief(self.data_dir)}")
-
-    def _check_low_rank_fields(self) -> None:
-        if self.optimizer not in optimizers_of(self.method):
-            raise ValueError(
-                f"optimizer must be one of {', '.join(optimizers_of(self.method))} for the method "
-                f"{self.method!r}, not {self.optimizer!r}"
-            )
-        self._check_nothing_is_ignored()
+        check_types(self)
+        check_combination(self)
         choices = choices_of(self.method, self.optimizer)
         replaced = ("rank", "tau") if self.compression is not None else ()
         for name in LOW_RANK_DEFAULTS:
             if name in choices and name not in replaced and getattr(self, name) is None:
                 object.__setattr__(self, name, low_rank_default(name, self.optimizer))
-        if is_pruned(self.method) and self.compression is None:
-            raise ValueError(f"compression is needed by the method {self.method!r}: a number in [0, 1)")
-        rank = self.rank
-        whole = isinstance(rank, int) and not isinstance(rank, bool) and 1 <= rank <= LARGEST
-        if rank is not None and not whole and not (isinstance(rank, float) and 0 < rank <= 1):
-            raise ValueError(
-                f"rank must be a fraction in (0, 1] or a whole number of at least 1, not {brief(rank)}"
-            )
-        for name in ("tau", "compression"):
-            value = getattr(self, name)
-            if value is not None and not (_is_number(value) and 0 <= value < 1):
-                raise ValueError(f"{name} must be a number in [0, 1), not {brief(value)}")
-        if self.compression == 0 and self.method == "tucker" and self.tau is None and self.adapt_every:
-            raise ValueError(
-                "compression must be above 0 for the method 'tucker', whose ranks share a budget"
-            )
-        self._check_start_compression()
-        if self.adapt_every is not None:
-            _check_integer("adapt_every", self.adapt_every, 0)
-            if moves_on_the_beat(self.optimizer) and self.adapt_every == 0:
-                raise ValueError(
-                    f"adapt_every must be at least 1 for the optimizer {self.optimizer!r}, which moves bases "
-                    "in these steps only"
-                )
-        for name in ("adapt_start", "oversampling"):
-            if getattr(self, name) is not None:
-                _check_integer(name, getattr(self, name), 1)
-                if not self.adapt_every:
-                    raise ValueError(f"{name} has no effect where adapt_every=0 keeps the ranks for good")
-        if self.damping is not None and not (_is_number(self.damping) and self.damping >= 0):
-            raise ValueError(f"damping must be a number, at least 0, not {brief(self.damping)}")
-        if self.decay is not None and not (_is_number(self.decay) and self.decay >= 1):
-            raise ValueError(f"decay must be a number, at least 1, not {brief(self.decay)}")
-
-    def _check_start_compression(self) -> None:
-        start, end = self.start_compression, self.compression
-        if start is None:
-            return
-        if end is None or self.tau is not None:
-            raise ValueError("start_compression needs a compression to fall to, and no tau")
-        if not (_is_number(start) and 0 < start <= end):
-            raise ValueError(
-                f"start_compression must be a number in (0, compression] = (0, {end:g}], not {brief(start)}"
-            )
-        if not self.adapt_every:
-            raise ValueError("start_compression needs adapt_every to be at least 1, so that ranks can fall")
-
-    def _check_nothing_is_ignored(self) -> None:
-        given = [name for name in _OF_SOME_METHODS if getattr(self, name) is not None]
-        given += [name for name in _SWITCHES if getattr(self, name)]
-        by_method = frozenset[str]().union(*(choices_of(self.method, o) for o in optimizers_of(self.method)))
-        ignored = [name for name in given if name not in by_method]
-        if ignored:
-            raise ValueError(f"{', '.join(ignored)} has no effect on the method {self.method!r}")
-        ignored = [name for name in given if name not in choices_of(self.method, self.optimizer)]
-        if ignored:
-            raise ValueError(f"{', '.join(ignored)} has no effect on the optimizer {self.optimizer!r}")
-        if self.rank is not None and self.compression is not None:
-            raise ValueError("rank and compression both say how large the factors are: give one of them")
-        if self.per_layer and self.compression is None:
-            raise ValueError("per_layer needs a compression for every layer to start at")
+        check_values(self)
 
     def dense_twin(self) -> TrainConfig:
         """The same run with every weight dense: same network, seed, schedule and steps."""
-        nothing: dict[str, Any] = dict.fromkeys(_OF_SOME_METHODS) | dict.fromkeys(_SWITCHES, False)
+        nothing: dict[str, Any] = dict.fromkeys(OF_SOME_METHODS) | dict.fromkeys(SWITCHES, False)
         return replace(self, method="dense", optimizer=dense_counterpart(self.optimizer), **nothing)
 
     def identity(self) -> dict[str, Any]:
@@ -351,16 +230,3 @@ class TrainConfig:
                 f"this is not a run of this version of tenfold: field {odd} is missing or unknown"
             )
         return cls(**values)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST
-
-
-def _check_integer(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a whole number, not {brief(value)}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, not {brief(value)}")
-    if value > LARGEST:
-        raise ValueError(f"{name} must be below 2^63")

@@ -4,7 +4,8 @@ import pytest
 from torch import nn
 
 from tenfold.experiments.combinations import METHODS, optimizers_of
-from tenfold.experiments.config import DATA_SETS, TrainConfig
+from tenfold.experiments.config import TrainConfig
+from tenfold.experiments.config_checks import DATA_SETS
 from tenfold.experiments.methods import make_optimizer
 
 
