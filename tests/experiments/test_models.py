@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from tenfold.experiments.config import MODELS
+from tenfold.experiments.config_checks import MODELS
 from tenfold.experiments.models import build, dense_by_default
 
 
