@@ -256,6 +256,9 @@ def test_accuracies_of_alexnet():
     assert row(every, 2) == "loose Tucker {}, loose CP {}".format(
         *(percent[f"loose {name}, {alone}"] for name in loose)
     )
+    beside = "the same, beside dense, one dense seed"
+    assert row(beside) == row(every)
+    assert row(beside, 2) == f"dense, SGD {percent['dense, SGD']}"
     starts = "the same, where the ranks start"
     assert row(starts) == f"every layer at 85 %: {percent[f'TangentMuon, {alone}']}"
     assert row(starts, 2).endswith(f": {percent['TangentMuon']}")
