@@ -128,7 +128,7 @@ def accuracies():
         (LENET, "lenet5", "compression", 16),
         (LENET, "lenet5", "tau", 2),
         (CIFAR, "vgg-light", "compression", 18),
-        (CIFAR, "alexnet", "compression", 7),
+        (CIFAR, "alexnet", "compression", 8),
     ],
 )
 def test_tables_of_accuracies(results, model, decides, rows):
@@ -261,11 +261,14 @@ def test_accuracies_on_cifar10_at_85_percent():
 def test_accuracies_of_alexnet():
     percent = {s.label: f"{100 * s.mean('test_accuracy'):.2f} %" for s in on_cifar10("alexnet", 0.85)}
     alone, loose = "compressed per layer", ("Tucker factors, Muon", "CP factors, Muon")
-    every = "AlexNet on CIFAR-10, 10 epochs, every layer at 85 % compression"
+    every = "AlexNet on CIFAR-10, 10 epochs, every layer at 85 % compression from the start, Muon"
     assert row(every) == f"`TangentMuon` {percent[f'TangentMuon, {alone}']}"
     assert row(every, 2) == "loose Tucker {}, loose CP {}".format(
         *(percent[f"loose {name}, {alone}"] for name in loose)
     )
+    inside = f"{every.removesuffix('Muon')}TDLRT with Muon inside"
+    assert row(inside) == f"`TDLRTMuon` {percent['TDLRTMuon, compressed per layer']}"
+    assert row(inside, 2) == f"{row(every, 2)}, dense, SGD {percent['dense, SGD']}"
     beside = "the same, beside dense, one dense seed"
     assert row(beside) == row(every)
     assert row(beside, 2) == f"dense, SGD {percent['dense, SGD']}"
