@@ -6,10 +6,8 @@ import math
 from collections.abc import Sequence
 
 from tenfold.experiments.loose import layer_class
-from tenfold.nn.choice import largest_fraction
+from tenfold.nn.choice import LOWEST_FRACTION, largest_fraction
 from tenfold.nn.formats import tucker_manifold
-
-_LOWEST = 2.0**-40
 
 
 def stored_numel(method: str, shape: Sequence[int], rank: float | int) -> int:
@@ -49,6 +47,6 @@ def rank_for_compression(method: str, shapes: Sequence[Sequence[int]], compressi
     if fraction is None:
         raise ValueError(
             f"compression {compression:g} is out of reach of the method {method!r}: at rank 1 it is "
-            f"{1 - stored(_LOWEST) / dense:.4f}"
+            f"{1 - stored(LOWEST_FRACTION) / dense:.4f}"
         )
     return fraction

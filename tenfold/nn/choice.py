@@ -10,9 +10,12 @@ import torch
 from tenfold.manifolds import TreeManifold, Truncation, ranks_by_tolerance
 from tenfold.nn.formats import ranks_at
 
-__all__ = ["Decomposition", "largest_fraction", "ranks_for", "tolerance_for"]
+__all__ = ["LOWEST_FRACTION", "Decomposition", "largest_fraction", "ranks_for", "tolerance_for"]
 
 _HALVINGS = 40
+
+LOWEST_FRACTION = 2.0**-_HALVINGS
+"""Of the full rank: at it every rank is 1."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ def ranks_for(compression: float, manifold: TreeManifold, dense: int) -> tuple[i
     allowed = (1 - compression) * dense
     fraction = largest_fraction(lambda f: manifold.size_at(ranks_at(manifold, f)) <= allowed)
     if fraction is None:
-        reached = 1 - manifold.size_at(ranks_at(manifold, 2.0**-_HALVINGS)) / dense
+        reached = 1 - manifold.size_at(ranks_at(manifold, LOWEST_FRACTION)) / dense
         raise ValueError(
             f"compression {compression} cannot be reached: at the lowest ranks it is {reached:.4f}"
         )
@@ -129,7 +132,7 @@ def ranks_for(compression: float, manifold: TreeManifold, dense: int) -> tuple[i
 
 def largest_fraction(fits: Callable[[float], bool]) -> float | None:
     """The largest fraction in (0, 1], to 2^-40, of those up to which all fit; None if none does."""
-    low, high = 2.0**-_HALVINGS, 1.0
+    low, high = LOWEST_FRACTION, 1.0
     if not fits(low):
         return None
     if fits(high):
