@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -36,7 +37,10 @@ def replacing(path: Path) -> Iterator[Path]:
     OSError
         The file cannot be written, because the disk is full or for another reason; it names `path`. Errors of
         writers that hide the one of the operating system (``torch.save``, safetensors) are translated.
+    KeyboardInterrupt
+        Ctrl-C was pressed in the block, even where the writer made another error of it (``torch.save``).
     """
+    handled_before = sys.exc_info()[1]
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     _remove_leftovers(path)
     try:
@@ -45,7 +49,10 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except Exception as error:
-        reason = _reason(error, temporary)
+        chain = list(_chain(error, handled_before))
+        if any(isinstance(link, KeyboardInterrupt) for link in chain):
+            raise KeyboardInterrupt from error
+        reason = _reason(chain, temporary)
         if reason is None:
             raise
         raise OSError(reason, os.strerror(reason), str(path)) from error
@@ -101,15 +108,23 @@ def _sync_folder(folder: Path) -> None:
             raise
 
 
-def _reason(error: Exception, temporary: Path) -> int | None:
-    """Number of the operating system's error behind `error`, if it is about `temporary`."""
+def _chain(error: BaseException, handled_before: BaseException | None) -> Iterator[BaseException]:
+    """`error` and what it comes of, the latest first, without what was being handled before."""
+    link: BaseException | None = error
+    while link is not None and link is not handled_before:
+        yield link
+        link = link.__cause__ or link.__context__
+
+
+def _reason(chain: list[BaseException], temporary: Path) -> int | None:
+    """Number of the operating system's error behind the first of `chain`, if it is about `temporary`."""
+    error = chain[0]
     if isinstance(error, OSError):
         about = error.filename is None or Path(os.fsdecode(error.filename)) == temporary
         return error.errno if about else None
-    cause: BaseException | None = error if isinstance(error, RuntimeError) else None
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.errno is not None:
-            return cause.errno
-        cause = cause.__cause__ or cause.__context__
+    if isinstance(error, RuntimeError):
+        for link in chain:
+            if isinstance(link, OSError) and link.errno is not None:
+                return link.errno
     found = re.search(r"\(os error (\d+)\)", str(error))
     return int(found[1]) if found else None

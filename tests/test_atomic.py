@@ -1,4 +1,5 @@
 import errno
+import io
 import os
 import stat
 import subprocess
@@ -33,6 +34,45 @@ def test_an_interruption_leaves_the_former_file(tmp_path, end):
         interrupted()
     assert path.read_text() == "one"
     assert list(tmp_path.iterdir()) == [path]
+
+
+class InterruptedFile(io.BytesIO):
+    """A file in which the n-th write is interrupted."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.left = n
+
+    def write(self, data) -> int:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+        return super().write(data)
+
+
+@pytest.mark.parametrize("n", range(1, 12))
+def test_ctrl_c_within_torch_save_is_ctrl_c(tmp_path, n):
+    """From most places ``torch.save`` makes a ``RuntimeError`` of it, about its position in the file."""
+
+    def save() -> None:
+        with replacing(tmp_path / "weights.pt"):
+            torch.save({"weight": torch.zeros(1000)}, InterruptedFile(n))
+
+    with pytest.raises(KeyboardInterrupt):
+        save()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_of_a_file_written_after_ctrl_c_is_not_hidden_by_it(tmp_path):
+    def save() -> None:
+        with replacing(tmp_path / "weights.pt"):
+            raise RuntimeError("this cannot be saved")
+
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        with pytest.raises(RuntimeError, match="cannot be saved"):
+            save()
 
 
 def test_the_temporary_name_keeps_the_suffix(tmp_path):
