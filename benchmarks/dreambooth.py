@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -83,15 +84,20 @@ def load(options: argparse.Namespace) -> Frozen:
     return Frozen(vae, text_encoder, tokenizer, scheduler)
 
 
-@torch.no_grad()
-def photos(folder: Path, prompt: str, frozen: Frozen, options: argparse.Namespace) -> Photos:
-    """All photos of a folder, cut to squares, through the encoders."""
-    from diffusers.image_processor import VaeImageProcessor
-    from PIL import Image
-
+def photo_files(folder: Path) -> list[Path]:
+    """The photos of a folder; without any, the program ends."""
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     if not files:
         raise SystemExit(f"{folder} has no photos ({', '.join(sorted(SUFFIXES))})")
+    return files
+
+
+@torch.no_grad()
+def photos(files: Sequence[Path], prompt: str, frozen: Frozen, options: argparse.Namespace) -> Photos:
+    """Photos, cut to squares, through the encoders."""
+    from diffusers.image_processor import VaeImageProcessor
+    from PIL import Image
+
     size = options.resolution
     images = [Image.open(path).convert("RGB") for path in files]
     pixels = VaeImageProcessor().preprocess(images, size, size, resize_mode="crop").to(options.device)
@@ -259,13 +265,13 @@ def main() -> None:
     if options.table:
         print(table(read(options.out, same)))
         return
+    files = photo_files(options.images)
+    if not 0 < options.held_out < len(files):
+        parser.error(f"--held-out must leave some of the {len(files)} photos, and take one")
+    of_others = [] if options.class_images is None else photo_files(options.class_images)
     frozen = load(options)
-    subject = photos(options.images, options.prompt, frozen, options)
-    if not 0 < options.held_out < len(subject.mean):
-        parser.error(f"--held-out must leave some of the {len(subject.mean)} photos, and take one")
-    others = None
-    if options.class_images is not None:
-        others = photos(options.class_images, options.class_prompt, frozen, options)
+    subject = photos(files, options.prompt, frozen, options)
+    others = photos(of_others, options.class_prompt, frozen, options) if of_others else None
     one = partial(run, frozen=frozen, subject=subject, others=others, options=options)
     print(table(carry_out(options.out, same, grid(options), one, ("before", "held_out", "seconds"))))
 

@@ -1,14 +1,12 @@
 """GLUE with DeBERTa in miniature: a network of random weights, a few sentences, everything from folders."""
 
 import json
-import runpy
-import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from .scripts import BENCHMARKS, said_by, save_tokenizer
+from .scripts import loaded, said_by, save_tokenizer
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("peft")
@@ -19,9 +17,8 @@ WORDS = ("good", "bad", "film", "plot", "very", "not")
 
 @pytest.fixture(scope="module")
 def glue():
-    sys.path.insert(0, str(BENCHMARKS))
-    yield SimpleNamespace(**runpy.run_path(str(BENCHMARKS / "glue.py")))
-    sys.path.remove(str(BENCHMARKS))
+    with loaded("glue.py") as names:
+        yield SimpleNamespace(**names)
 
 
 @pytest.fixture(scope="module")
