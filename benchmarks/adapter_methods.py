@@ -154,7 +154,8 @@ def _on_manifolds(
     policy = None
     if method == "tenfold":
         stop = max(every, 3 * steps // 4)
-        policy = BudgetAdaptation(compression=report.compression(allowed), every=every, stop=stop)
+        allowance = report.compression(allowed)
+        policy = BudgetAdaptation(allowance, every=every, stop=stop, min_rank=1)
     trained = [p for p in model.parameters() if p.requires_grad]
     updates, heads = ([p for p in trained if is_low_rank(p) is low] for low in (True, False))
     # Damping is relative to the singular values, and from zero it would let the bases turn without bound.

@@ -77,6 +77,11 @@ def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="rank at the start: a fraction in (0, 1] of each mode, or a number (default: 0.5)",
     )
     low_rank.add_argument(
+        "--ranks",
+        metavar="NAME=RxR,…",
+        help="ranks at the start of each layer instead, as in conv2=5x3,fc1=4x4,fc2=3x3",
+    )
+    low_rank.add_argument(
         "--compression",
         type=float,
         metavar="C",
@@ -110,6 +115,12 @@ def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
         type=int,
         metavar="STEPS",
         help="steps at the start that keep the ranks (default: none)",
+    )
+    low_rank.add_argument(
+        "--min-rank",
+        type=int,
+        metavar="R",
+        help="ranks never fall below it (default: 2 for a given compression, 1 for a tolerance)",
     )
     low_rank.add_argument(
         "--oversampling",

@@ -62,16 +62,17 @@ def name_of(method: str, optimizer: str) -> str:
 def choices_of(method: str, optimizer: str) -> frozenset[str]:
     """The fields of a run that only some methods have, for this method and optimizer.
 
-    Among ``rank``, ``compression``, ``start_compression``, ``per_layer``, ``decay``, ``factorize_all``,
-    ``tau``, ``adapt_every``, ``adapt_start``, ``oversampling`` and ``damping``.
+    Among ``rank``, ``ranks``, ``compression``, ``start_compression``, ``per_layer``, ``decay``,
+    ``factorize_all``, ``tau``, ``adapt_every``, ``adapt_start``, ``min_rank``, ``oversampling`` and
+    ``damping``.
     """
     if method == "dense":
         return frozenset()
     choices = {"compression", "factorize_all"}
     if not is_pruned(method):
-        choices |= {"rank", "decay", "per_layer"}
+        choices |= {"rank", "ranks", "decay", "per_layer"}
     if method == "tucker":
-        choices |= {"tau", "adapt_every", "adapt_start", "oversampling", "start_compression"}
+        choices |= {"tau", "adapt_every", "adapt_start", "min_rank", "oversampling", "start_compression"}
         if not moves_on_the_beat(optimizer):
             choices.add("damping")
     return frozenset(choices)

@@ -7,6 +7,7 @@ from typing import Any
 
 from tenfold.experiments.combinations import choices_of, dense_counterpart
 from tenfold.experiments.config_checks import (
+    OF_DECISIONS,
     OF_SOME_METHODS,
     SWITCHES,
     check_combination,
@@ -21,6 +22,8 @@ PLACE_FIELDS = ("data_dir", "device", "checkpoint_every")
 # Fields that runs of earlier versions do not have, with what they did.
 _ADDED_LATER: dict[str, Any] = {
     "optimizer": "sgd",
+    "ranks": None,
+    "min_rank": None,
     "compression": None,
     "start_compression": None,
     "per_layer": False,
@@ -53,6 +56,9 @@ class TrainConfig:
     rank : float or int, optional
         Rank at the start, a fraction in (0, 1] of the full rank or a number. For ``"tucker"`` and the loose
         methods.
+    ranks : str, optional
+        Instead of `rank`: that of each layer, ``"conv2=5x3,fc1=4x4"``. A number alone is lowered to what is
+        feasible, several, one for each rank of the layer, have to be.
     compression : float, optional
         In [0, 1): 1 − stored / dense over the factored or pruned layers. For the factored methods instead of
         `rank`: all layers start at one fraction of their full rank, the largest that gives it. Without `tau`,
@@ -69,6 +75,9 @@ class TrainConfig:
         methods.
     tau : float, optional
         Relative truncation tolerance in [0, 1): the larger, the smaller the ranks. For ``"tucker"``.
+    min_rank : int, optional
+        At least 1: what decisions leave of every rank; None is the default of the rank policy, 2 for a given
+        compression and 1 for a tolerance. For ``"tucker"`` with ranks that are adapted.
     adapt_every : int, optional
         Steps between two rank decisions; 0 keeps the ranks of the start. For ``"tucker"``; at least 1 for
         ``"tdlrt"``, ``"tdlrt-adamw"`` and ``"tdlrt-muon"``.
@@ -126,11 +135,13 @@ class TrainConfig:
     method: str = "tucker"
     optimizer: str = "sgd"
     rank: float | int | None = None
+    ranks: str | None = None
     compression: float | None = None
     start_compression: float | None = None
     per_layer: bool = False
     decay: float | None = None
     tau: float | None = None
+    min_rank: int | None = None
     adapt_every: int | None = None
     adapt_start: int | None = None
     oversampling: int | None = None
@@ -180,7 +191,7 @@ class TrainConfig:
         check_types(self)
         check_combination(self)
         choices = choices_of(self.method, self.optimizer)
-        replaced = ("rank", "tau") if self.compression is not None else ()
+        replaced = ("rank", "tau") if self.compression is not None else ("rank",) if self.ranks else ()
         for name in LOW_RANK_DEFAULTS:
             if name in choices and name not in replaced and getattr(self, name) is None:
                 object.__setattr__(self, name, low_rank_default(name, self.optimizer))
@@ -194,7 +205,7 @@ class TrainConfig:
     def identity(self) -> dict[str, Any]:
         """The fields that decide the result; the youngest of them only where they are not the default."""
         values = {name: value for name, value in asdict(self).items() if name not in PLACE_FIELDS}
-        for name in ("on_nan", "adapt_start", "oversampling", "start_compression", "per_layer"):
+        for name in ("on_nan", "start_compression", "per_layer", "ranks", *OF_DECISIONS):
             if values[name] == _ADDED_LATER[name]:
                 del values[name]  # runs of earlier versions keep their identity
         if self.on_nan == "rollback":

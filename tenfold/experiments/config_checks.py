@@ -13,6 +13,7 @@ from tenfold.experiments.combinations import (
     moves_on_the_beat,
     optimizers_of,
 )
+from tenfold.experiments.given_ranks import parse_ranks
 from tenfold.experiments.recipes import LOW_RANK_DEFAULTS
 from tenfold.untrusted.values import LARGEST, brief
 
@@ -24,9 +25,12 @@ MODELS = ("lenet5", "vgg-light", "vgg-small", "vgg16", "alexnet", "resnet18")
 SCHEDULES = ("one-cycle", "cosine", "constant")
 ON_NAN = ("raise", "skip", "rollback")
 
+OF_DECISIONS = ("adapt_start", "min_rank", "oversampling")
+"""Whole numbers, at least 1, that decisions on ranks go by, None elsewhere."""
 OF_SOME_METHODS = (
     *LOW_RANK_DEFAULTS,
-    *("compression", "start_compression", "decay", "adapt_start", "oversampling"),
+    *("ranks", "compression", "start_compression", "decay"),
+    *OF_DECISIONS,
 )
 """Fields that only some methods have, None elsewhere."""
 SWITCHES = ("factorize_all", "per_layer")
@@ -49,8 +53,9 @@ def check_types(config: TrainConfig) -> None:
     for name in (*SWITCHES, "amp"):
         if not isinstance(getattr(config, name), bool):
             raise TypeError(f"{name} must be True or False, not {brief(getattr(config, name))}")
-    if config.data_dir is not None and not isinstance(config.data_dir, str):
-        raise TypeError(f"data_dir must be a string or None, not {brief(config.data_dir)}")
+    for name in ("data_dir", "ranks"):
+        if getattr(config, name) is not None and not isinstance(getattr(config, name), str):
+            raise TypeError(f"{name} must be a string or None, not {brief(getattr(config, name))}")
 
 
 def check_combination(config: TrainConfig) -> None:
@@ -90,8 +95,9 @@ def check_combination(config: TrainConfig) -> None:
     ignored = [name for name in given if name not in choices_of(method, optimizer)]
     if ignored:
         raise ValueError(f"{', '.join(ignored)} has no effect on the optimizer {optimizer!r}")
-    if config.rank is not None and config.compression is not None:
-        raise ValueError("rank and compression both say how large the factors are: give one of them")
+    sizes = [name for name in ("rank", "ranks", "compression") if getattr(config, name) is not None]
+    if len(sizes) > 1:
+        raise ValueError(f"{' and '.join(sizes)} both say how large the factors are: give one of them")
     if config.per_layer and config.compression is None:
         raise ValueError("per_layer needs a compression for every layer to start at")
 
@@ -134,6 +140,8 @@ def _check_sizes(config: TrainConfig) -> None:
         raise ValueError(
             f"rank must be a fraction in (0, 1] or a whole number of at least 1, not {brief(rank)}"
         )
+    if config.ranks is not None:
+        parse_ranks(config.ranks)
     for name in ("tau", "compression"):
         value = getattr(config, name)
         if value is not None and not (_is_number(value) and 0 <= value < 1):
@@ -161,7 +169,7 @@ def _check_adaptation(config: TrainConfig) -> None:
                 f"adapt_every must be at least 1 for the optimizer {config.optimizer!r}, which moves bases "
                 "in these steps only"
             )
-    for name in ("adapt_start", "oversampling"):
+    for name in OF_DECISIONS:
         if getattr(config, name) is not None:
             _check_integer(name, getattr(config, name), 1)
             if not config.adapt_every:

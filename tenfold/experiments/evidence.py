@@ -76,7 +76,11 @@ class _Page:
         if not done:
             return overview
         text = ""
-        for decides, title in (("compression", "given compressions"), ("tau", "given tolerances")):
+        for decides, title in (
+            ("compression", "given compressions"),
+            ("tau", "given tolerances"),
+            ("ranks", "given ranks"),
+        ):
             table = size_table(group, decides)
             if len(table) > 1:
                 text += _section(f"Test accuracy at {title}", table) + _HOW_TO_READ

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tenfold.experiments.report import Table, percent
-from tenfold.experiments.summary import SIZES, Setting
+from tenfold.experiments.summary import SIZES, Setting, in_words
 
 _NOTHING = "–"
 _BEHIND = 0.01  # how far behind the best mean accuracy the goal of the time to accuracy is
@@ -53,7 +53,7 @@ def size_table(group: Sequence[Setting], decides: str) -> Table:
     ----------
     group : sequence of Setting
         Of one network on one data set.
-    decides : {"compression", "tau"}
+    decides : {"compression", "tau", "ranks"}
         What sets the size of the settings that are shown.
 
     Returns
@@ -63,12 +63,12 @@ def size_table(group: Sequence[Setting], decides: str) -> Table:
     """
     sized = [s for s in group if s.results and s.decides(decides)]
     sizes = sorted({setting.config[decides] for setting in sized})
-    rows = [["weights, optimizer", "seeds", *(f"{decides} {size:g}" for size in sizes)]]
-    several = [name for name in SIZES if name != decides and len({s.config[name] for s in sized}) > 1]
+    rows = [["weights, optimizer", "seeds", *(in_words(decides, size) for size in sizes)]]
+    several = [name for name in SIZES if name != decides and len({s.value(name) for s in sized}) > 1]
     decays = len({setting.decay for setting in sized}) > 1
 
     def name_of(setting: Setting) -> str:
-        starts = [f"{name} {setting.config[name]:g}" for name in several if setting.decides(name)]
+        starts = [in_words(name, setting.config[name]) for name in several if setting.decides(name)]
         return ", ".join([setting.label, *starts, *[f"decay {setting.decay:g}"] * decays])
 
     for label in dict.fromkeys(map(name_of, sized)):

@@ -13,7 +13,7 @@ from torch import nn
 
 from tenfold.experiments.decay import decay_singular_values_
 from tenfold.experiments.loose_conv import LooseCPConv2d, LooseMatrixConv2d, LooseTTConv2d, LooseTuckerConv2d
-from tenfold.experiments.loose_layer import LooseLayer
+from tenfold.experiments.loose_layer import LooseLayer, StartRank
 from tenfold.experiments.loose_linear import LooseMatrixLinear, LooseTuckerLinear
 from tenfold.nn import LowRankLayer, factorize
 
@@ -32,9 +32,7 @@ def layer_class(method: str, order: int) -> type[LooseLayer]:
     return LooseTuckerLinear if method == "loose-tucker" else LooseMatrixLinear
 
 
-def loosen(
-    model: nn.Module, method: str, ranks: Mapping[str, float | int], decay: float | None = None
-) -> None:
+def loosen(model: nn.Module, method: str, ranks: Mapping[str, StartRank], decay: float | None = None) -> None:
     """Replace layers of `model` by ones with loose factors, in place.
 
     Parameters
@@ -43,16 +41,17 @@ def loosen(
         With dense layers.
     method : {"loose-tucker", "loose-cp", "loose-tt", "loose-matrix"}
         The format.
-    ranks : mapping of str to float or int
-        Linear layers and convolutions to replace, and the rank of each: a fraction of the full rank, or a
-        number; see ``LooseLayer.full_rank``.
+    ranks : mapping of str to float, int or tuple of int
+        Linear layers and convolutions to replace, and the rank of each: a fraction of the full rank, a
+        number, or one number for each rank; see ``LooseLayer.full_rank``.
     decay : float, optional
         Start with decaying singular values; see :mod:`tenfold.experiments.decay`.
 
     Raises
     ------
     ValueError
-        A convolution has groups or is padded with something else than zeros.
+        A convolution has groups or is padded with something else than zeros, or a layer does not have the
+        ranks that are given for it.
     """
     if method == "loose-tucker":
         dense = {name: model.get_submodule(name) for name in ranks}
@@ -66,9 +65,7 @@ def loosen(
         model.set_submodule(name, layer_class(method, layer.weight.ndim).random(layer, rank, decay))
 
 
-def start_on_manifolds(
-    model: nn.Module, ranks: Mapping[str, float | int], decay: float | None = None
-) -> None:
+def start_on_manifolds(model: nn.Module, ranks: Mapping[str, StartRank], decay: float | None = None) -> None:
     """Put layers of `model` on Tucker manifolds, drawn anew, in place; arguments as for :func:`loosen`."""
     for name, rank in ranks.items():
         factorize(model, rank=rank, include=[name], init="random")

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from tenfold.experiments.decay import tapered
 
+StartRank = float | int | tuple[int, ...]
+"""A fraction of the full rank, a number that is lowered to it, or one number for each rank."""
+
 
 class LooseLayer(nn.Module, abc.ABC):
     """A linear layer or convolution whose weight is a contraction of factors, each an ordinary parameter.
@@ -51,7 +54,7 @@ class LooseLayer(nn.Module, abc.ABC):
         """Shapes of the factors."""
 
     @classmethod
-    def random(cls, layer: nn.Linear | nn.Conv2d, rank: float | int, decay: float | None) -> LooseLayer:
+    def random(cls, layer: nn.Linear | nn.Conv2d, rank: StartRank, decay: float | None) -> LooseLayer:
         """Draw factors at which the dense weight has the Frobenius norm that `layer` has by default.
 
         Entries are normal, in all factors of the same size on average; the bias is that of `layer`.
@@ -60,8 +63,8 @@ class LooseLayer(nn.Module, abc.ABC):
         ----------
         layer : nn.Linear or nn.Conv2d
             The dense layer to stand for.
-        rank : float or int
-            A fraction of the full rank, or a number, lowered to what is feasible.
+        rank : float, int or tuple of int
+            A fraction of the full rank; a number, lowered to what is feasible; or one number for each rank.
         decay : float, optional
             Ratio of successive entries of the profile that scales every index that factors have in common.
         """
@@ -80,9 +83,21 @@ class LooseLayer(nn.Module, abc.ABC):
         return cls(layer, [scale * factor for factor in factors])
 
     @classmethod
-    def start_rank(cls, shape: Sequence[int], rank: float | int) -> tuple[int, ...]:
-        """The ranks that a fraction or a number means for a dense weight of such a shape."""
+    def start_rank(cls, shape: Sequence[int], rank: StartRank) -> tuple[int, ...]:
+        """The ranks that these mean for a dense weight of such a shape.
+
+        Raises
+        ------
+        ValueError
+            Given one by one, they are not as many as there are, or exceed the full ones.
+        """
         full = cls.full_rank(shape)
+        if isinstance(rank, tuple):
+            if len(rank) != len(full) or any(r > most for r, most in zip(rank, full, strict=True)):
+                raise ValueError(
+                    f"a weight of shape {tuple(shape)} in this format has ranks up to {full}, not {rank}"
+                )
+            return rank
         if isinstance(rank, float):
             return tuple(math.ceil(rank * r) for r in full)
         return tuple(min(rank, r) for r in full)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from torch import nn
 from tenfold.experiments.combinations import is_loose, is_pruned, moves_on_the_beat
 from tenfold.experiments.config import TrainConfig
 from tenfold.experiments.data import DataSet
+from tenfold.experiments.given_ranks import ranks_of_layers
 from tenfold.experiments.loose import loosen, start_on_manifolds
-from tenfold.experiments.loose_layer import LooseLayer
+from tenfold.experiments.loose_layer import LooseLayer, StartRank
 from tenfold.experiments.models import build, dense_by_default
 from tenfold.experiments.plain_muon import PlainMuon
 from tenfold.experiments.pruning import prune_at_start
@@ -54,7 +56,8 @@ def make_network(config: TrainConfig, data: DataSet) -> nn.Module:
     Raises
     ------
     ValueError
-        The network does not take such images, or the compression is out of reach.
+        The network does not take such images, the compression is out of reach, or ranks are given for other
+        layers, or ranks that these do not have.
     """
     model = build(
         config.model, in_channels=data.in_channels, num_classes=data.num_classes, image_size=data.image_size
@@ -144,8 +147,10 @@ def _matrices(model: nn.Module, config: TrainConfig) -> list[nn.Parameter]:
     return [p for layer in layers for p in layer.parameters() if p.ndim > 1]
 
 
-def _ranks(model: nn.Module, names: list[str], config: TrainConfig) -> dict[str, float | int]:
+def _ranks(model: nn.Module, names: list[str], config: TrainConfig) -> Mapping[str, StartRank]:
     """The rank at which each layer starts."""
+    if config.ranks is not None:
+        return ranks_of_layers(config.ranks, names)
     if config.compression is None:
         assert config.rank is not None  # a low-rank configuration has a rank or a compression
         return dict.fromkeys(names, config.rank)
@@ -185,6 +190,8 @@ def _rank_policy(config: TrainConfig, total_steps: int, stop: int | None = None)
         "stop": None if stop is None else max(start, stop),
         "oversampling": config.oversampling or 0,
     }
+    if config.min_rank is not None:
+        beat["min_rank"] = config.min_rank
     if config.tau is not None:
         return RankAdaptation(tol=config.tau, **beat)
     assert config.compression is not None  # one of the two decides

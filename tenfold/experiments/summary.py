@@ -12,7 +12,7 @@ from tenfold.experiments.config import TrainConfig
 from tenfold.experiments.recipes import low_rank_default
 from tenfold.experiments.result import Result
 
-SIZES = ("tau", "compression", "rank")
+SIZES = ("tau", "compression", "rank", "ranks")
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,11 @@ class Setting:
             how.append(f"every {every} steps")
         if self.config.get("adapt_start"):
             how.append(f"from step {self.config['adapt_start']}")
+        if self.config.get("min_rank"):
+            how.append(f"ranks of at least {self.config['min_rank']}")
         if self.config.get("oversampling"):
             how.append(f"oversampling {self.config['oversampling']}")
-        return ", ".join([*how, *(_words(name, self.value(name)) for name in self.apart)])
+        return ", ".join([*how, *(in_words(name, self.value(name)) for name in self.apart)])
 
     def value(self, name: str) -> Any:
         """A field of the configuration, also one that lines leave out where it is the default."""
@@ -77,11 +79,11 @@ class Setting:
     def size(self) -> str:
         """What decides on the ranks or masks."""
         names = filter(self.decides, SIZES)
-        return ", ".join(f"{name} {self.config[name]:g}" for name in names) or "–"
+        return ", ".join(in_words(name, self.config[name]) for name in names) or "–"
 
     def decides(self, name: str) -> bool:
         """Whether this field sets the size: the compression, the tolerance, or the ranks at the start."""
-        return self.config[name] is not None and not (self._fixed and name == "tau")
+        return self.value(name) is not None and not (self._fixed and name == "tau")
 
     @property
     def decay(self) -> float:
@@ -165,7 +167,8 @@ def _differences(alike: Iterable[Sequence[Setting]]) -> tuple[str, ...]:
     return tuple(found if enough else [*found, "lr"])
 
 
-def _words(name: str, value: Any) -> str:
+def in_words(name: str, value: Any) -> str:
+    """A field and its value."""
     if value is None or value is False:
         return f"no {name}"
     if value is True:

@@ -237,6 +237,7 @@ def describe(config: TrainConfig) -> str:
     """A run in a few words."""
     shown = {name: getattr(config, name) for name in ("tau", "rank", "compression", "decay")}
     given = [f"{name} {value:g}" for name, value in shown.items() if value is not None]
+    given += [f"ranks {config.ranks}"] if config.ranks else []
     words = [
         config.model,
         config.method,

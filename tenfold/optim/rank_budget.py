@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tenfold.optim.rank_adaptation import clear_ranks, relative_spectra
 from tenfold.optim.rank_policy import Pending, RankPolicy, Ranks
@@ -28,7 +28,11 @@ class BudgetAdaptation(RankPolicy):
     final_compression : float or None
         The compression of the last decision before ``stop``, at least ``compression``. Between ``start`` and
         it the share that is stored falls geometrically; None keeps ``compression``.
-    min_rank, max_rank, every, start, stop, multiple_of, hysteresis
+    min_rank : int or float
+        As for :class:`RankPolicy`, but 2 unless given: whatever a network computes passes through each of its
+        layers, and a small budget would leave some of them rank 1, from which they hardly come back. Beside
+        weights that stay, as adapters are, 1 does no such harm.
+    max_rank, every, start, stop, multiple_of, hysteresis
         As for :class:`RankPolicy`; the limits, rounding and hysteresis come after the budget and may
         exceed it.
     oversampling : int
@@ -62,6 +66,7 @@ class BudgetAdaptation(RankPolicy):
 
     compression: float
     final_compression: float | None = None
+    min_rank: int | float = field(default=2, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

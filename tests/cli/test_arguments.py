@@ -13,15 +13,16 @@ def test_options_that_are_not_given_are_absent():
 def test_every_field_of_a_run_has_its_option():
     line = (
         "train --data cifar10 --data-dir d --model vgg16 --method tucker --tau 0.2 --optimizer muon "
-        "--compression 0.5 --start-compression 0.2 --per-layer --decay 2 --rank 0.25 --adapt-every 5 "
-        "--adapt-start 20 --oversampling 4 --damping 0.1 --factorize-all --epochs 3 --batch-size 8 "
-        "--lr 0.1 --momentum 0.5 --weight-decay 1e-4 --schedule cosine --seed 7 --device cpu "
-        "--amp --on-nan skip --checkpoint-every 100"
+        "--compression 0.5 --start-compression 0.2 --per-layer --decay 2 --rank 0.25 --ranks fc1=3x3 "
+        "--adapt-every 5 --adapt-start 20 --min-rank 3 --oversampling 4 --damping 0.1 --factorize-all "
+        "--epochs 3 --batch-size 8 --lr 0.1 --momentum 0.5 --weight-decay 1e-4 --schedule cosine --seed 7 "
+        "--device cpu --amp --on-nan skip --checkpoint-every 100"
     )
     options = vars(parse(line.split()))
     given = {name: options[name] for name in TrainConfig().to_dict()}  # KeyError if one were missing
     assert (given.pop("compression"), given.pop("start_compression")) == (0.5, 0.2)  # not with a rank
     assert given.pop("per_layer") is True
+    assert given.pop("ranks") == "fc1=3x3"  # not with a rank, either
     assert TrainConfig(**given) == TrainConfig(
         data="cifar10",
         data_dir="d",
@@ -33,6 +34,7 @@ def test_every_field_of_a_run_has_its_option():
         rank=0.25,
         adapt_every=5,
         adapt_start=20,
+        min_rank=3,
         oversampling=4,
         damping=0.1,
         factorize_all=True,

@@ -8,7 +8,7 @@ from tenfold.experiments.result import Result
 
 def made_up(method="tucker", seed=0, accuracy=0.9, model="vgg16", data="cifar10", **given) -> Result:
     """A result as a run would have left it."""
-    if method != "dense" and not {"tau", "compression"} & set(given):
+    if method != "dense" and not {"tau", "compression", "ranks"} & set(given):
         given["compression"] = 0.8
     config = TrainConfig.recipe(method=method, seed=seed, model=model, data=data, **given)
     curve = [

@@ -79,6 +79,28 @@ def test_spare_directions_last_until_the_middle(tiny, tmp_path, optimizer):
 
 
 @pytest.mark.parametrize(
+    ("given", "least", "lowest"),
+    [
+        ({"tau": 0.95, "rank": 0.5}, None, 1),
+        ({"tau": 0.95, "rank": 0.5}, 3, 3),
+        ({"compression": 0.975}, 1, 1),
+        ({"compression": 0.95}, 3, 3),
+    ],
+)
+def test_decisions_leave_the_lowest_rank(tiny, tmp_path, given, least, lowest):
+    given = {"compression": None, **given}
+    run = config(tiny, "tucker", "sgd", **given, adapt_every=1, min_rank=least)
+    ranks = train(run, tmp_path / "run").last.ranks
+    assert min(min(rank) for rank in ranks.values()) == lowest
+
+
+def test_a_compression_below_the_lowest_ranks_is_refused(tiny, tmp_path):
+    run = config(tiny, "tucker", "sgd", compression=0.975, adapt_every=1)
+    with pytest.raises(ValueError, match="lower min_rank or compression"):
+        train(run, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
     "more", [{"start_compression": 0.5}, {"oversampling": 2}], ids=lambda more: next(iter(more))
 )
 def test_a_run_too_short_for_its_decisions_is_refused(tiny, tmp_path, more):

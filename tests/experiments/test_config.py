@@ -113,6 +113,9 @@ def test_nothing_is_silently_ignored_by_the_dense_method(given):
         ({"adapt_start": 0}, "adapt_start must be at least 1"),
         ({"adapt_every": 0, "oversampling": 2}, "oversampling has no effect where adapt_every=0"),
         ({"oversampling": 0}, "oversampling must be at least 1"),
+        ({"min_rank": 0}, "min_rank must be at least 1"),
+        ({"adapt_every": 0, "min_rank": 2}, "min_rank has no effect where adapt_every=0"),
+        ({"method": "loose-cp", "min_rank": 2}, "min_rank has no effect on the method 'loose-cp'"),
         ({"method": "dense", "oversampling": 2}, "oversampling has no effect on the method 'dense'"),
         ({"method": "loose-cp", "adapt_start": 5}, "adapt_start has no effect on the method 'loose-cp'"),
         (
@@ -137,6 +140,9 @@ def test_nothing_is_silently_ignored_by_the_dense_method(given):
             "per_layer has no effect on the method 'prune-snip'",
         ),
         ({"rank": 0.5, "compression": 0.5}, "rank and compression both say how large the factors are"),
+        ({"ranks": "fc1=3", "compression": 0.5}, "ranks and compression both say how large the factors are"),
+        ({"ranks": "fc1=3", "rank": 3}, "rank and ranks both say how large the factors are"),
+        ({"ranks": "fc1=3", "method": "dense"}, "ranks has no effect on the method 'dense'"),
     ],
 )
 def test_combinations_that_mean_nothing_are_refused(given, message):
@@ -161,12 +167,19 @@ def test_every_method_has_a_recipe_with_each_of_its_optimizers(method):
 
 def test_runs_of_earlier_versions_are_understood():
     later = ("optimizer", "compression", "decay", "adapt_start", "on_nan", "checkpoint_every")
-    later += ("start_compression", "oversampling", "per_layer")
+    later += ("start_compression", "oversampling", "per_layer", "ranks", "min_rank")
     old = {k: v for k, v in TrainConfig().to_dict().items() if k not in later}
     assert TrainConfig.from_dict(old) == TrainConfig()
-    assert not {"adapt_start", "oversampling", "on_nan", "start_compression", "per_layer"} & set(
-        TrainConfig().identity()
-    )  # which is what a sweep goes by
+    youngest = {
+        "adapt_start",
+        "min_rank",
+        "oversampling",
+        "on_nan",
+        "start_compression",
+        "per_layer",
+        "ranks",
+    }
+    assert not youngest & set(TrainConfig().identity())  # which is what a sweep goes by
     assert TrainConfig(adapt_start=5).identity()["adapt_start"] == 5
     falling = TrainConfig(compression=0.9, start_compression=0.5)
     assert falling.identity()["start_compression"] == 0.5
@@ -174,6 +187,10 @@ def test_runs_of_earlier_versions_are_understood():
     alone = TrainConfig(compression=0.9, per_layer=True)
     assert alone.identity()["per_layer"] is True
     assert alone.dense_twin().per_layer is False
+    given = TrainConfig(ranks="fc1=3")
+    assert given.rank is None
+    assert given.identity()["ranks"] == "fc1=3"
+    assert given.dense_twin().ranks is None
 
 
 def test_a_tolerance_that_nobody_gave_stays_in_what_an_id_is_made_from():

@@ -64,11 +64,25 @@ def test_the_table_of_sizes_tells_starts_apart():
     ]
 
 
+def test_the_table_of_given_ranks(tmp_path):
+    small, large = "conv2=2x2,fc1=3", "conv2=4x2,fc1=9"
+    results = [made_up(ranks=ranks, adapt_every=0, accuracy=0.9) for ranks in (small, large)]
+    results += [made_up("loose-tucker", ranks=large, accuracy=0.8), made_up(compression=0.9)]
+    assert size_table(settings(results), "ranks") == [
+        ["weights, optimizer", "seeds", f"ranks {small}", f"ranks {large}"],
+        ["RiemannianSGD, fixed ranks", "1", "90.00 (82.0)", "90.00 (82.0)"],
+        ["loose Tucker factors, SGD", "1", "–", "80.00 (82.0)"],
+    ]
+    text = write_evidence(tmp_path, results)[0].read_text()
+    assert "Test accuracy at given ranks" in text
+    assert f"| ranks {large} |" in re.sub(" +", " ", text)
+
+
 def test_settings_are_told_apart_by_when_ranks_are_adapted():
     results = [made_up(tau=0.1), made_up(tau=0.1, adapt_start=40), made_up(adapt_start=40)]
     results += [made_up(adapt_every=0), made_up(start_compression=0.5), made_up(adapt_every=3)]
     results += [made_up(optimizer="tdlrt", adapt_every=every) for every in (3, 10)]
-    results += [made_up(tau=0.1, oversampling=4)]
+    results += [made_up(tau=0.1, oversampling=4), made_up(min_rank=1)]
     assert [setting.label for setting in settings(results)] == [
         "RiemannianSGD, by tolerance",
         "RiemannianSGD, by tolerance, from step 40",
@@ -77,6 +91,7 @@ def test_settings_are_told_apart_by_when_ranks_are_adapted():
         "RiemannianSGD, from compression 0.5",
         "RiemannianSGD, every 3 steps",
         "RiemannianSGD, by tolerance, oversampling 4",
+        "RiemannianSGD, ranks of at least 1",
         "TDLRT",
         "TDLRT, every 10 steps",
     ]

@@ -25,6 +25,13 @@ def pending(manifold, seed=0):
     return Pending(manifold, manifold.truncation(x))
 
 
+def of_spectrum(values):
+    """A matrix of 20 x 20 with these singular values."""
+    manifold = FixedRankManifold((20, 20), len(values))
+    left, right = manifold.unpack_tensor(manifold.random(generator=generator(0)))[1:]
+    return Pending(manifold, manifold.truncation(manifold.pack_point(values.diag(), left, right)))
+
+
 def error_of(item, ranks):
     new, y = item.truncation.to(ranks)
     exact = item.manifold.to_dense(item.manifold.random(dtype=torch.float64, generator=generator(0)))
@@ -58,21 +65,34 @@ def test_budget_is_met_and_used(compression):
 
 
 def test_budget_takes_from_where_energy_is_small():
-    strong, weak = FixedRankManifold((20, 20), 10), FixedRankManifold((20, 20), 10)
-    items = []
-    for manifold, values in ((strong, torch.ones(10)), (weak, 10.0 ** -torch.arange(10.0))):
-        left, right = manifold.unpack_tensor(manifold.random(generator=generator(0)))[1:]
-        x = manifold.pack_point(values.diag(), left, right)
-        items.append(Pending(manifold, manifold.truncation(x)))
+    items = [of_spectrum(torch.ones(10)), of_spectrum(10.0 ** -torch.arange(10.0))]
     (strong_rank,), (weak_rank,) = BudgetAdaptation(0.4).decide(items, 1)
     assert weak_rank < 4
     assert strong_rank >= 8
 
 
+def faint_and_strong():
+    """A layer whose second direction is next to nothing, beside one that would take its place."""
+    return [of_spectrum(10.0 ** -(3.0 ** torch.arange(6.0))), of_spectrum(torch.ones(6))]
+
+
+def test_budget_starves_no_layer_unless_it_is_told_to():
+    policy = BudgetAdaptation(0.65)
+    assert policy.decide(faint_and_strong(), 1) == [(2,), (4,)]
+    told = dataclasses.replace(policy, min_rank=1)
+    assert told.decide(faint_and_strong(), 1) == [(1,), (5,)]
+
+
+def test_budget_leaves_a_rank_that_cannot_be_two():
+    item = pending(TuckerManifold((30, 20, 1), (8, 8, 1)))
+    [ranks] = BudgetAdaptation(0.7).decide([item], 1)
+    assert ranks[2] == 1
+
+
 def test_unreachable_budget_is_refused_and_changes_nothing():
     p, goal = parameter(MANIFOLDS[0]), target(MANIFOLDS[0])
     x = p.detach().clone()
-    optimizer = RiemannianSGD([p], lr=0.1, rank_adaptation=BudgetAdaptation(0.99, min_rank=2))
+    optimizer = RiemannianSGD([p], lr=0.1, rank_adaptation=BudgetAdaptation(0.99))
     with pytest.raises(ValueError, match="lower min_rank or compression"):
         descend(optimizer, p, goal, 1)
     assert torch.equal(p, x)
