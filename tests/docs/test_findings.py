@@ -22,6 +22,8 @@ ROWS = [
 DECAY = ROOT / "docs" / "evidence" / "mnist-decay" / "results.jsonl"
 LENET = ROOT / "docs" / "evidence" / "mnist-lenet5" / "results.jsonl"
 CIFAR = ROOT / "docs" / "evidence" / "cifar10-small" / "results.jsonl"
+RANKS = ROOT / "docs" / "evidence" / "mnist-ranks" / "results.jsonl"
+GIVEN = ROOT / "docs" / "evidence" / "cifar10-ranks" / "results.jsonl"
 STARTS = ROOT / "docs" / "evidence" / "mnist-start" / "results.jsonl"
 REDUCED = ROOT / "docs" / "evidence" / "cifar10-reduced" / "results.jsonl"
 ADAPTERS = ROOT / "docs" / "evidence" / "adapters.jsonl"
@@ -118,15 +120,16 @@ def accuracies():
     return {
         (s.config["method"], s.config["optimizer"], s.config["compression"]): 100 * s.mean("test_accuracy")
         for s in settings(read_results(LENET))
-        if s.config["tau"] is None
+        if s.config["tau"] is None and "every 10 steps" not in s.label
     }
 
 
 @pytest.mark.parametrize(
     ("results", "model", "decides", "rows"),
     [
-        (LENET, "lenet5", "compression", 16),
+        (LENET, "lenet5", "compression", 17),
         (LENET, "lenet5", "tau", 2),
+        (RANKS, "lenet5", "ranks", 4),
         (CIFAR, "vgg-light", "compression", 18),
         (CIFAR, "alexnet", "compression", 8),
     ],
@@ -164,22 +167,77 @@ def test_spread_over_seeds():
         for s in settings(read_results(LENET))
         if s.config["compression"] == 0.95
     }
-    beginning = "standard deviation over 8 seeds, LeNet5"
+    beginning = "standard deviation over 10 seeds, LeNet5"
     assert row(beginning) == "`RiemannianSGD` {} points, `TDLRT` {}".format(
-        *(spread[name] for name in ("RiemannianSGD", "TDLRT, every 10 steps"))
+        *(spread[name] for name in ("RiemannianSGD", "TDLRT"))
     )
     loose = (spread[f"loose Tucker factors, {optimizer}"] for optimizer in ("SGD", "AdamW"))
     assert row(beginning, 2) == "loose Tucker, SGD {}, AdamW {}".format(*loose)
-    smallest = {
+
+
+@pytest.mark.parametrize(
+    ("size", "beginning"),
+    [
+        (0.97, "high compression, LeNet5 on MNIST, 3 epochs, at 97 %"),
+        (0.95, "the same at 95 % compression"),
+    ],
+)
+def test_accuracies_at_high_compression(size, beginning):
+    found = {
         s.label: f"{100 * s.mean('test_accuracy'):.2f} ± {100 * s.deviation('test_accuracy'):.2f} %"
         for s in settings(read_results(LENET))
-        if s.config["compression"] == 0.97
+        if s.config["compression"] == size
     }
-    beginning = "bases that move in every tenth step, LeNet5"
-    assert row(beginning) == f"`TDLRT` {smallest['TDLRT, every 10 steps']}"
-    assert row(beginning, 2) == "`RiemannianSGD` {}, loose CP, AdamW {}".format(
-        *(smallest[name] for name in ("RiemannianSGD", "loose CP factors, AdamW"))
-    )
+    geometry = ("TangentMuon", "RiemannianSGD", "TDLRT")
+    assert row(beginning) == ", ".join(f"`{name}` {found[name]}" for name in geometry)
+    loose = (found[f"loose {name} factors, AdamW"] for name in ("CP", "Tucker"))
+    assert row(beginning, 2) == "loose CP, AdamW {}, loose Tucker, AdamW {}".format(*loose)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "beginning"),
+    [
+        (
+            "conv2=5x2,fc1=8x8,fc2=7x7",
+            "LeNet5 on MNIST, 3 epochs, at the ranks that `RiemannianSGD` found at 90 %",
+        ),
+        (
+            "conv2=3x3,fc1=4x4,fc2=3x3",
+            "LeNet5 on MNIST, 3 epochs, at the ranks that `RiemannianSGD` found at 95 %",
+        ),
+        ("conv2=3x3,fc1=2x2,fc2=2x2", "the same at 97 % compression"),
+    ],
+)
+def test_accuracies_at_given_ranks(ranks, beginning):
+    found = [s for s in settings(read_results(RANKS)) if s.value("ranks") == ranks]
+    assert all(len(s.results) == 5 for s in found)
+    percent = {s.label.split(", fixed")[0]: f"{100 * s.mean('test_accuracy'):.2f} %" for s in found}
+    both = ("RiemannianSGD", "RiemannianAdamW")
+    assert row(beginning) == "`RiemannianSGD` {}, `RiemannianAdamW` {}".format(*(percent[n] for n in both))
+    loose = (percent[f"loose Tucker factors, {optimizer}"] for optimizer in ("SGD", "AdamW"))
+    assert row(beginning, 2) == "loose Tucker, SGD {}, AdamW {}".format(*loose)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "word", "name"), [("muon", "Muon", "TangentMuon"), ("adamw", "AdamW", "RiemannianAdamW")]
+)
+def test_accuracies_of_the_light_vgg_at_given_ranks(optimizer, word, name):
+    """Of seed 0: what found the ranks, loose factors without them and with them."""
+    runs = [r for file in (CIFAR, GIVEN) for r in read_results(file) if r.kind == "run"]
+    runs = [r for r in runs if (r.config["model"], r.config["seed"]) == ("vgg-light", 0)]
+    runs = [r for r in runs if r.config["optimizer"] == optimizer]
+    (found,) = (r for r in runs if r.config.get("start_compression") and r.config["compression"] == 0.85)
+    loose = [r for r in runs if r.config["method"] == "loose-tucker"]
+    (fraction,) = (r for r in loose if r.config["compression"] == 0.85)
+    (given,) = (r for r in loose if r.config.get("ranks"))
+    ranks = found.ranks[-1][1]
+    assert given.config["ranks"] == ",".join(f"{layer}={a}x{b}" for layer, (a, b) in ranks.items())
+    percent = [f"{100 * r.last['test_accuracy']:.2f}" for r in (found, fraction, given)]
+    page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
+    assert f"| {word} | {' | '.join(percent)} |" in page
+    beginning = "light VGG on CIFAR-10, 10 epochs, at 85 % compression, loose factors with the ranks"
+    assert f"`{name}` {percent[0]} %" in row(beginning)
+    assert f"{word} {percent[2]} %" in row(beginning, 2)
 
 
 def on_cifar10(model, size):

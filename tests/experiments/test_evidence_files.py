@@ -22,16 +22,19 @@ ALL = {"dense", "tucker"} | LOOSE | PRUNED
 METHODS = {
     "cifar10-full": ALL,
     "cifar10-large": {"dense", "tucker", "loose-tucker"},
+    "cifar10-ranks": {"tucker", "loose-tucker"},
     "cifar10-reduced": {"dense", "tucker", "loose-tucker"},
     "cifar10-small": ALL,
     "mnist-decay": {"tucker", "loose-tucker", "loose-cp"},
     "mnist-lenet5": ALL - {"prune-imp"},
+    "mnist-ranks": {"tucker", "loose-tucker"},
     "mnist-start": {"tucker"},
     "tinyimagenet-full": ALL,
 }
 PROTOCOL = {  # networks, epochs, seeds
     "cifar10-full": ({"alexnet", "vgg16", "resnet18"}, 120, 20),
     "cifar10-large": ({"vgg16", "resnet18"}, 30, 1),
+    "cifar10-ranks": ({"vgg-light"}, 10, 3),
     "cifar10-reduced": ({"vgg16", "resnet18", "alexnet"}, 2, 1),
     "cifar10-small": ({"vgg-light", "alexnet"}, 10, 3),
     "tinyimagenet-full": ({"resnet18"}, 120, 20),
@@ -42,7 +45,7 @@ FOLDERS = {"mnist": "mnist_folder", "cifar10": "cifar10_folder", "tinyimagenet":
 def kind(config: TrainConfig) -> tuple:
     """What makes a run another one than in size, length, seed, network and data."""
     sizes = (config.tau is None, config.compression is None, config.decay is None, config.adapt_every == 0)
-    ending = (config.start_compression is not None, config.oversampling is not None)
+    ending = (config.start_compression is not None, config.oversampling is not None, config.ranks is not None)
     return config.method, config.optimizer, config.schedule, config.amp, *ending, *sizes
 
 
@@ -108,6 +111,8 @@ def test_every_kind_of_run_trains(config, tmp_path, request, monkeypatch):
     short = replace(config, data_dir=str(folder), epochs=1, batch_size=5, device="cpu")
     if config.adapt_every:
         short = replace(short, adapt_every=2)  # of eight steps
+    if config.ranks is not None:
+        short = replace(short, ranks="conv2=4x3,conv3=5x4,conv4=3x5")
     run = train(short, tmp_path / "run")
     assert run.last.train_loss > 0
     if config.compression is not None:
