@@ -20,6 +20,14 @@ def add_sweep(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder of the results")
     parser.add_argument("--jobs", type=int, default=1, metavar="K", help="processes at a time (default: 1)")
     parser.add_argument("--data-dir", metavar="DIR", help="folder of the data sets (default: $TENFOLD_DATA)")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="only runs with these values, as model=alexnet seed=0,1; those that have all of them",
+    )
     parser.add_argument("--dry-run", action="store_true", help="only say what is left to do")
 
 

@@ -7,6 +7,7 @@ import shlex
 
 from tenfold.cli.errors import INTERRUPTED, complain
 from tenfold.experiments.grid import read_sweep
+from tenfold.experiments.part import part_of
 from tenfold.experiments.processes import joined
 from tenfold.experiments.sweep import RESULTS, SweepRunner
 
@@ -32,7 +33,7 @@ def sweep_command(options: argparse.Namespace) -> int:
     ValueError, OSError
         A mistake of the user, in one line.
     """
-    sweep = read_sweep(options.file, options.data_dir)
+    sweep = part_of(read_sweep(options.file, options.data_dir), options.only)
     with joined("cpu", _PATIENCE) as processes:
         tell = _tell if processes.first else _silence
         return _carry_out(options, SweepRunner(sweep, options.out, options.jobs, tell, processes))
@@ -63,6 +64,8 @@ def _command_line(options: argparse.Namespace) -> str:
         command += ["--jobs", str(options.jobs)]
     if options.data_dir is not None:
         command += ["--data-dir", options.data_dir]
+    if options.only:
+        command += ["--only", *options.only]
     return shlex.join(command)
 
 
