@@ -219,25 +219,43 @@ def test_accuracies_at_given_ranks(ranks, beginning):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "word", "name"), [("muon", "Muon", "TangentMuon"), ("adamw", "AdamW", "RiemannianAdamW")]
+    ("optimizers", "word", "name"),
+    [
+        (("muon", "muon"), "Muon", "TangentMuon"),
+        (("adamw", "adamw"), "AdamW", "RiemannianAdamW"),
+        (("sgd", "tdlrt"), "SGD, on manifolds TDLRT", None),
+    ],
 )
-def test_accuracies_of_the_light_vgg_at_given_ranks(optimizer, word, name):
-    """Of seed 0: what found the ranks, loose factors without them and with them."""
-    runs = [r for file in (CIFAR, GIVEN) for r in read_results(file) if r.kind == "run"]
-    runs = [r for r in runs if (r.config["model"], r.config["seed"]) == ("vgg-light", 0)]
-    runs = [r for r in runs if r.config["optimizer"] == optimizer]
-    (found,) = (r for r in runs if r.config.get("start_compression") and r.config["compression"] == 0.85)
-    loose = [r for r in runs if r.config["method"] == "loose-tucker"]
-    (fraction,) = (r for r in loose if r.config["compression"] == 0.85)
-    (given,) = (r for r in loose if r.config.get("ranks"))
-    ranks = found.ranks[-1][1]
-    assert given.config["ranks"] == ",".join(f"{layer}={a}x{b}" for layer, (a, b) in ranks.items())
-    percent = [f"{100 * r.last['test_accuracy']:.2f}" for r in (found, fraction, given)]
+def test_accuracies_of_the_light_vgg_at_given_ranks(optimizers, word, name):
+    """Loose factors without and with the ranks that geometry found; geometry given them, and finding them."""
+    loose, riemannian = optimizers
+    before = [s for s in settings(read_results(CIFAR)) if s.config["model"] == "vgg-light"]
+    before = [s for s in before if s.config["compression"] == 0.85]
+    given = settings(read_results(GIVEN))
+    (fraction,) = of(before, "loose-tucker", loose)
+    (loose_given,) = of(given, "loose-tucker", loose)
+    fixed = of(given, "tucker", riemannian)
+    (found,) = [s for s in of(before, "tucker", riemannian) if s.config.get("start_compression")]
+    (first,) = (r for r in found.results if r.config["seed"] == 0)
+    ranks = ",".join(f"{layer}={a}x{b}" for layer, (a, b) in first.ranks[-1][1].items())
+    assert {s.config["ranks"] for s in (loose_given, *fixed)} == {ranks}
+    columns = (fraction, loose_given, *fixed, found)
+    assert all(len(s.results) == 3 for s in columns)
+    cells = [
+        f"{100 * s.mean('test_accuracy'):.2f} ± {100 * s.deviation('test_accuracy'):.2f}" for s in columns
+    ]
     page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
-    assert f"| {word} | {' | '.join(percent)} |" in page
-    beginning = "light VGG on CIFAR-10, 10 epochs, at 85 % compression, loose factors with the ranks"
-    assert f"`{name}` {percent[0]} %" in row(beginning)
-    assert f"{word} {percent[2]} %" in row(beginning, 2)
+    shown = cells if fixed else [*cells[:2], "–", *cells[2:]]
+    assert f"| {word} | {' | '.join(shown)} |" in page
+    if name:
+        beginning = "light VGG on CIFAR-10, 10 epochs, at 85 % compression, at the ranks"
+        assert f"`{name}` {cells[2]} %" in row(beginning)
+        assert f"{word} {cells[1]} %" in row(beginning, 2)
+
+
+def of(found, method, optimizer):
+    """The settings of one method with one optimizer."""
+    return [s for s in found if (s.config["method"], s.config["optimizer"]) == (method, optimizer)]
 
 
 def on_cifar10(model, size):
