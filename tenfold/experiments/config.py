@@ -19,19 +19,21 @@ from tenfold.experiments.recipes import LOW_RANK_DEFAULTS, low_rank_default, rec
 PLACE_FIELDS = ("data_dir", "device", "checkpoint_every")
 """Where a run takes place and is saved, not what it computes; a resumed run may change these alone."""
 
-# Fields that runs of earlier versions do not have, with what they did.
-_ADDED_LATER: dict[str, Any] = {
-    "optimizer": "sgd",
-    "ranks": None,
-    "min_rank": None,
-    "compression": None,
+# Fields that runs of earlier versions do not have, with what they did. At these values the youngest do not
+# count in the identity of a run, so that sweeps of before they were there find their runs again.
+_YOUNGEST: dict[str, Any] = {
+    "on_nan": "raise",
     "start_compression": None,
     "per_layer": False,
+    "ranks": None,
+    **dict.fromkeys(OF_DECISIONS),
+}
+_ADDED_LATER: dict[str, Any] = {
+    "optimizer": "sgd",
+    "compression": None,
     "decay": None,
-    "adapt_start": None,
-    "oversampling": None,
-    "on_nan": "raise",
     "checkpoint_every": None,
+    **_YOUNGEST,
 }
 
 
@@ -205,9 +207,9 @@ class TrainConfig:
     def identity(self) -> dict[str, Any]:
         """The fields that decide the result; the youngest of them only where they are not the default."""
         values = {name: value for name, value in asdict(self).items() if name not in PLACE_FIELDS}
-        for name in ("on_nan", "start_compression", "per_layer", "ranks", *OF_DECISIONS):
-            if values[name] == _ADDED_LATER[name]:
-                del values[name]  # runs of earlier versions keep their identity
+        for name, former in _YOUNGEST.items():
+            if values[name] == former:
+                del values[name]
         if self.on_nan == "rollback":
             values["checkpoint_every"] = self.checkpoint_every
         return values

@@ -2,25 +2,24 @@
 
 import json
 import os
-import runpy
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from tenfold.optim import RiemannianSGD
 
-SOAK = Path(__file__).parents[2] / "benchmarks" / "soak.py"
+from .scripts import BENCHMARKS, loaded
 
 pytestmark = pytest.mark.filterwarnings("ignore::tenfold.optim.IllConditionedWarning")
 
 
 @pytest.fixture(scope="module")
 def soak():
-    return SimpleNamespace(**runpy.run_path(str(SOAK)))
+    with loaded("soak.py") as names:
+        return SimpleNamespace(**names)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +30,7 @@ def samples(soak):
         "soak = runpy.run_path(sys.argv[1])['soak']\n"
         "print(json.dumps([asdict(sample) for sample in soak(300, 6)]))"
     )
-    command = [sys.executable, "-c", code, str(SOAK)]
+    command = [sys.executable, "-c", code, str(BENCHMARKS / "soak.py")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     said = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
     return [soak.Sample(**values) for values in json.loads(said)]
