@@ -334,6 +334,15 @@ def test_accuracies_on_cifar10_at_85_percent():
     assert row(f"{vgg}, `TDLRT`", 2) == f"dense, SGD {percent['dense, SGD']}; {others}"
 
 
+@pytest.mark.parametrize("size", [0.8, 0.95])
+def test_accuracies_of_muon_on_cifar10(size):
+    percent = {s.label: f"{100 * s.mean('test_accuracy'):.2f} %" for s in on_cifar10("vgg-light", size)}
+    beginning = f"light VGG on CIFAR-10, 10 epochs, at {100 * size:.0f} % compression, Muon, seed 0"
+    assert row(beginning).endswith(f": {percent['TangentMuon, from compression 0.5']}")
+    loose = (percent[f"loose {name} factors, Muon"] for name in ("Tucker", "CP"))
+    assert row(beginning, 2) == "loose Tucker {}, loose CP {}".format(*loose)
+
+
 def test_accuracies_of_alexnet():
     percent = {s.label: f"{100 * s.mean('test_accuracy'):.2f} %" for s in on_cifar10("alexnet", 0.85)}
     alone, loose = "compressed per layer", ("Tucker factors, Muon", "CP factors, Muon")
