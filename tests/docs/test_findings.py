@@ -335,11 +335,12 @@ def test_accuracies_on_cifar10_at_85_percent():
 
 
 @pytest.mark.parametrize("size", [0.8, 0.95])
-def test_accuracies_of_muon_on_cifar10(size):
+@pytest.mark.parametrize(("optimizer", "name"), [("Muon", "TangentMuon"), ("AdamW", "RiemannianAdamW")])
+def test_accuracies_on_cifar10_at_the_outer_compressions(size, optimizer, name):
     percent = {s.label: f"{100 * s.mean('test_accuracy'):.2f} %" for s in on_cifar10("vgg-light", size)}
-    beginning = f"light VGG on CIFAR-10, 10 epochs, at {100 * size:.0f} % compression, Muon, seed 0"
-    assert row(beginning).endswith(f": {percent['TangentMuon, from compression 0.5']}")
-    loose = (percent[f"loose {name} factors, Muon"] for name in ("Tucker", "CP"))
+    beginning = f"light VGG on CIFAR-10, 10 epochs, at {100 * size:.0f} % compression, {optimizer}, seed 0"
+    assert row(beginning) == f"`{name}`, budget that falls: {percent[f'{name}, from compression 0.5']}"
+    loose = (percent[f"loose {of} factors, {optimizer}"] for of in ("Tucker", "CP"))
     assert row(beginning, 2) == "loose Tucker {}, loose CP {}".format(*loose)
 
 
