@@ -87,6 +87,8 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
         If the folder exists.
     OSError
         If the files cannot be written; there is no such folder then.
+    KeyboardInterrupt
+        If Ctrl-C was pressed in one of the processes while they were writing; nor is there one then.
     """
     if path.exists():
         raise FileExistsError(f"{path} exists: write every checkpoint to a folder of its own")
@@ -106,9 +108,11 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
             library.save(
                 _contiguous(tensors), storage_writer=writer, planner=planner, no_dist=not has_company()
             )
-    except Exception as error:
+    except BaseException as error:
         if _first():
             shutil.rmtree(temporary, ignore_errors=True)
+        if not isinstance(error, Exception):
+            raise
         raise OSError(f"{path} cannot be written: {first_line(error)}") from error
     _barrier()
     _in_first(path, lambda: os.replace(temporary, path))
@@ -130,7 +134,7 @@ def first_line(error: BaseException) -> str:
 def _library() -> Iterator[Any]:
     """``torch.distributed.checkpoint`` without the warning that there is but one process.
 
-    Its own errors are no ``Exception``; here they are.
+    Its own errors are no ``Exception``; here they are, unless they come of Ctrl-C.
     """
     import torch.distributed.checkpoint as library
 
@@ -139,8 +143,10 @@ def _library() -> Iterator[Any]:
         try:
             yield library
         except library.api.CheckpointException as error:
-            cause = next(iter(error.failures.values()))[0]
-            raise OSError(str(cause)) from error
+            causes = [cause for cause, _ in error.failures.values()]
+            if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
+                raise KeyboardInterrupt from error
+            raise OSError(str(causes[0])) from error
 
 
 @contextmanager

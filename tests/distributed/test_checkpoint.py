@@ -276,3 +276,20 @@ def test_what_cannot_be_written_or_read_is_an_ordinary_error(tmp_path, monkeypat
     monkeypatch.setattr(library.HuggingFaceStorageReader, "read_data", fail)
     with pytest.raises(ValueError, match=r"saved is damaged: .*No space left"):
         load_checkpoint(tmp_path / "saved", model)
+
+
+def test_ctrl_c_while_it_is_written_or_read_is_ctrl_c(tmp_path, monkeypatch):
+    import torch.distributed.checkpoint as library
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    model = Linear(8, 8, rank=2)
+    save_checkpoint(tmp_path / "saved", model)
+    monkeypatch.setattr(library.HuggingFaceStorageWriter, "write_data", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(tmp_path / "again", model)
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+    monkeypatch.setattr(library.HuggingFaceStorageReader, "read_data", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        load_checkpoint(tmp_path / "saved", model)
