@@ -57,7 +57,7 @@ def _read(sweep: Sweep, condition: str) -> tuple[str, list[str]]:
         raise ValueError(f"runs are chosen by KEY=VALUE, not by {brief(condition)}")
     if key not in _KEYS:
         raise ValueError(f"runs cannot be chosen by {brief(key)}, but by {', '.join(_KEYS)}")
-    there = {_written(getattr(entry.config, key)): getattr(entry.config, key) for entry in sweep.entries}
+    there = {_written(value): value for value in (getattr(entry.config, key) for entry in sweep.entries)}
     # The ranks of layers have commas themselves.
     values = [text] if any(_is(value, text) for value in there.values()) else text.split(",")
     for asked in values:

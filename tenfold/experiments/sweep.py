@@ -19,6 +19,7 @@ from tenfold.experiments.config import TrainConfig
 from tenfold.experiments.grid import Entry, Sweep, run_id
 from tenfold.experiments.processes import Processes
 from tenfold.experiments.result import Result, append_result, read_results
+from tenfold.experiments.summary import in_words
 from tenfold.experiments.sweep_job import RESULT, Job, work
 from tenfold.experiments.sweep_lock import locked
 from tenfold.untrusted.text import read_text
@@ -235,9 +236,8 @@ def _context() -> BaseContext:
 
 def describe(config: TrainConfig) -> str:
     """A run in a few words."""
-    shown = {name: getattr(config, name) for name in ("tau", "rank", "compression", "decay")}
-    given = [f"{name} {value:g}" for name, value in shown.items() if value is not None]
-    given += [f"ranks {config.ranks}"] if config.ranks else []
+    shown = {name: getattr(config, name) for name in ("tau", "rank", "compression", "decay", "ranks")}
+    given = [in_words(name, value) for name, value in shown.items() if value is not None]
     words = [
         config.model,
         config.method,

@@ -114,6 +114,16 @@ def test_adapters():
         )
 
 
+def percent_by_label(found):
+    """Mean test accuracy of each setting."""
+    return {s.label: f"{100 * s.mean('test_accuracy'):.2f} %" for s in found}
+
+
+def with_spread(setting):
+    """Mean test accuracy and its standard deviation, in per cent."""
+    return f"{100 * setting.mean('test_accuracy'):.2f} ± {100 * setting.deviation('test_accuracy'):.2f}"
+
+
 @pytest.fixture(scope="module")
 def accuracies():
     """Mean test accuracy by method, optimizer and compression."""
@@ -184,7 +194,7 @@ def test_spread_over_seeds():
 )
 def test_accuracies_at_high_compression(size, beginning):
     found = {
-        s.label: f"{100 * s.mean('test_accuracy'):.2f} ± {100 * s.deviation('test_accuracy'):.2f} %"
+        s.label: f"{with_spread(s)} %"
         for s in settings(read_results(LENET))
         if s.config["compression"] == size
     }
@@ -211,7 +221,7 @@ def test_accuracies_at_high_compression(size, beginning):
 def test_accuracies_at_given_ranks(ranks, beginning):
     found = [s for s in settings(read_results(RANKS)) if s.value("ranks") == ranks]
     assert all(len(s.results) == 5 for s in found)
-    percent = {s.label.split(", fixed")[0]: f"{100 * s.mean('test_accuracy'):.2f} %" for s in found}
+    percent = {label.split(", fixed")[0]: accuracy for label, accuracy in percent_by_label(found).items()}
     both = ("RiemannianSGD", "RiemannianAdamW")
     assert row(beginning) == "`RiemannianSGD` {}, `RiemannianAdamW` {}".format(*(percent[n] for n in both))
     loose = (percent[f"loose Tucker factors, {optimizer}"] for optimizer in ("SGD", "AdamW"))
@@ -241,9 +251,7 @@ def test_accuracies_of_the_light_vgg_at_given_ranks(optimizers, word, name):
     assert {s.config["ranks"] for s in (loose_given, *fixed)} == {ranks}
     columns = (fraction, loose_given, *fixed, found)
     assert all(len(s.results) == 3 for s in columns)
-    cells = [
-        f"{100 * s.mean('test_accuracy'):.2f} ± {100 * s.deviation('test_accuracy'):.2f}" for s in columns
-    ]
+    cells = [with_spread(s) for s in columns]
     page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
     shown = cells if fixed else [*cells[:2], "–", *cells[2:]]
     assert f"| {word} | {' | '.join(shown)} |" in page
@@ -267,7 +275,7 @@ def on_cifar10(model, size):
 def test_accuracies_on_cifar10():
     """Budgets that fall and budgets from the start, beside loose factors and the dense network."""
     found = on_cifar10("vgg-light", 0.9)
-    percent = {s.label: f"{100 * s.mean('test_accuracy'):.2f} %" for s in found}
+    percent = percent_by_label(found)
     spread = {s.label: f"{100 * s.deviation('test_accuracy'):.2f}" for s in found if len(s.results) == 3}
     falling = "from compression 0.5"
     vgg = "| light VGG on CIFAR-10, 10 epochs, at 90 % compression"
@@ -311,7 +319,7 @@ def test_accuracies_on_cifar10():
 
 
 def test_accuracies_on_cifar10_at_85_percent():
-    percent = {s.label: f"{100 * s.mean('test_accuracy'):.2f} %" for s in on_cifar10("vgg-light", 0.85)}
+    percent = percent_by_label(on_cifar10("vgg-light", 0.85))
     falling, vgg = "from compression 0.5", "light VGG on CIFAR-10, 10 epochs, at 85 % compression"
     adamw, muon = (percent[f"{name}, {falling}"] for name in ("RiemannianAdamW", "TangentMuon"))
     loose = [percent[f"loose {name}"] for name in ("Tucker factors, AdamW", "Tucker factors, Muon")]
@@ -337,15 +345,15 @@ def test_accuracies_on_cifar10_at_85_percent():
 @pytest.mark.parametrize("size", [0.8, 0.95])
 @pytest.mark.parametrize(("optimizer", "name"), [("Muon", "TangentMuon"), ("AdamW", "RiemannianAdamW")])
 def test_accuracies_on_cifar10_at_the_outer_compressions(size, optimizer, name):
-    percent = {s.label: f"{100 * s.mean('test_accuracy'):.2f} %" for s in on_cifar10("vgg-light", size)}
+    percent = percent_by_label(on_cifar10("vgg-light", size))
     beginning = f"light VGG on CIFAR-10, 10 epochs, at {100 * size:.0f} % compression, {optimizer}, seed 0"
     assert row(beginning) == f"`{name}`, budget that falls: {percent[f'{name}, from compression 0.5']}"
-    loose = (percent[f"loose {of} factors, {optimizer}"] for of in ("Tucker", "CP"))
+    loose = (percent[f"loose {kind} factors, {optimizer}"] for kind in ("Tucker", "CP"))
     assert row(beginning, 2) == "loose Tucker {}, loose CP {}".format(*loose)
 
 
 def test_accuracies_of_alexnet():
-    percent = {s.label: f"{100 * s.mean('test_accuracy'):.2f} %" for s in on_cifar10("alexnet", 0.85)}
+    percent = percent_by_label(on_cifar10("alexnet", 0.85))
     alone, loose = "compressed per layer", ("Tucker factors, Muon", "CP factors, Muon")
     every = "AlexNet on CIFAR-10, 10 epochs, every layer at 85 % compression from the start, Muon"
     assert row(every) == f"`TangentMuon` {percent[f'TangentMuon, {alone}']}"
