@@ -19,6 +19,7 @@ from tenfold.experiments.config import TrainConfig
 from tenfold.experiments.grid import Entry, Sweep, run_id
 from tenfold.experiments.processes import Processes
 from tenfold.experiments.result import Result, append_result, read_results
+from tenfold.experiments.runs import CHECKPOINT
 from tenfold.experiments.summary import in_words
 from tenfold.experiments.sweep_job import RESULT, Job, work
 from tenfold.experiments.sweep_lock import locked
@@ -207,6 +208,8 @@ class SweepRunner:
         if not path.is_file():
             self._failed.append(f"{describe(job.config)}: its process ended without a result")
             return
+        # here, not where it is trained: of a run killed after its result, too
+        (job.folder / CHECKPOINT).unlink(missing_ok=True)  # the result is all that is needed of a finished run
         if not self.processes.first:
             return  # process 0 collects it
         try:

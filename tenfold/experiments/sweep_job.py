@@ -80,7 +80,6 @@ def _train(job: Job) -> None:
     history = checkpoint.read(path)["rank_history"] if path.is_file() else []
     result = Result.of(job.config, job.sweep, job.tuning, job.kind, records, history, finished)
     write_text(job.folder / RESULT, result.to_line())
-    path.unlink(missing_ok=True)  # the result is all that is needed of a finished run
 
 
 def _end_with_parent() -> None:

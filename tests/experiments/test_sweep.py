@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,6 +103,19 @@ def test_a_killed_sweep_goes_on_and_skips_what_is_done(file, tmp_path, mnist_fol
     assert not (out / "runs").exists()
     assert main(["report", str(out)]) == 0
     assert "| TDLRT" in (out / "report.md").read_text()
+
+
+def test_a_run_killed_after_its_result_is_recorded_and_leaves_no_checkpoint(file, tmp_path, mnist_folder, capsys):
+    out, elsewhere = tmp_path / "results", tmp_path / "elsewhere"
+    sweep = ["sweep", str(file), "--data-dir", str(mnist_folder), "--only", "method=dense", "--out"]
+    assert main([*sweep, str(elsewhere)]) == 0
+    (done,) = lines(elsewhere).values()
+    folder = out / "runs" / done.id
+    shutil.copytree(elsewhere / "runs" / done.id, folder)
+    (folder / "checkpoint.pt").write_text("what it was killed with")
+    assert main([*sweep, str(out)]) == 0
+    assert lines(out) == {done.id: done}
+    assert not (folder / "checkpoint.pt").exists()
 
 
 def test_a_run_that_cannot_be_done_does_not_stop_the_others(tiny, tmp_path, capfd):
