@@ -208,8 +208,8 @@ class SweepRunner:
         if not path.is_file():
             self._failed.append(f"{describe(job.config)}: its process ended without a result")
             return
-        # here, not where it is trained: of a run killed after its result, too
-        (job.folder / CHECKPOINT).unlink(missing_ok=True)  # the result is all that is needed of a finished run
+        # The result is all that is needed of a finished run, also of one killed right after it was written.
+        (job.folder / CHECKPOINT).unlink(missing_ok=True)
         if not self.processes.first:
             return  # process 0 collects it
         try:
