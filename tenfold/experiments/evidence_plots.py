@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -14,12 +15,14 @@ from tenfold.experiments.figure_file import DOTS_PER_INCH, write_figure
 from tenfold.experiments.published import published_points
 from tenfold.experiments.summary import Setting
 
+_LINES = {"loose": "--", "dense": ":", "prune": "-."}
 _PUBLISHED_MARKERS = {"full": "*", "tdlrt": "D", "tucker": "s", "matrix": "^", "cp": "v"}
 
 
 def plot_accuracy(path: Path, group: Sequence[Setting]) -> None:
     """Mean test accuracy over compression, with standard deviations over the seeds; published points hollow.
 
+    Lines are full on manifolds, dashed for loose factors, dash-dotted for pruning, dotted for dense networks.
     Compression is that of the convolutions where there are published points, else of the factored layers.
     """
     figure, axes = _single()
@@ -27,17 +30,16 @@ def plot_accuracy(path: Path, group: Sequence[Setting]) -> None:
     published = published_points(model, data)
     field = "compression_convolutions" if published else "compression_factored"
     for label, members in _by_label(group).items():
-        colour = _colour(group, label)
+        style = _style(group, members)
         if members[0].config["method"] == "dense":
-            accuracy = 100 * members[0].mean("test_accuracy")
-            axes.axhline(accuracy, color=colour, linewidth=1, linestyle=":", label=label)
+            axes.axhline(100 * members[0].mean("test_accuracy"), linewidth=1, label=label, **style)
             continue
         members.sort(key=lambda setting: setting.mean(field))
         x = [100 * setting.mean(field) for setting in members]
         y = [100 * setting.mean("test_accuracy") for setting in members]
         bars = [100 * (setting.deviation("test_accuracy") or 0.0) for setting in members]
         widths = [100 * (setting.deviation(field) or 0.0) for setting in members]
-        axes.errorbar(x, y, bars, widths, label=label, color=colour, marker="o", markersize=4, capsize=2)
+        axes.errorbar(x, y, bars, widths, label=label, marker="o", markersize=4, capsize=2, **style)
     for method, marker in _PUBLISHED_MARKERS.items():
         points = [(p.compression, p.accuracy) for p in published if p.method == method]
         if points:
@@ -57,7 +59,7 @@ def plot_variance(path: Path, group: Sequence[Setting]) -> None:
             if (spread := setting.deviation("test_accuracy")) is not None
         )
         if points:
-            axes.plot(*zip(*points, strict=True), "o-", label=label, color=_colour(group, label))
+            axes.plot(*zip(*points, strict=True), label=label, marker="o", **_style(group, members))
     _finish(axes, "compression of the factored layers, %", "standard deviation over the seeds, points")
     write_figure(figure, path)
 
@@ -125,7 +127,8 @@ def plot_time(path: Path, group: Sequence[Setting]) -> None:
     for label, members in _by_label(group).items():
         seconds, accuracies = zip(*_middle(members).accuracy_over_time(), strict=True)
         name = f"{label}, {_middle(members).size}"
-        axes.plot(seconds, [100 * a for a in accuracies], "o-", label=name, color=_colour(group, label))
+        percent = [100 * a for a in accuracies]
+        axes.plot(seconds, percent, label=name, marker="o", **_style(group, members))
     _finish(axes, "seconds of training", "test accuracy, %")
     write_figure(figure, path)
 
@@ -177,6 +180,12 @@ def _by_label(group: Sequence[Setting]) -> dict[str, list[Setting]]:
 
 def _colour(group: Sequence[Setting], label: str) -> tuple[float, ...]:
     return matplotlib.colormaps["tab20"](list(_by_label(group)).index(label) % 20)
+
+
+def _style(group: Sequence[Setting], members: Sequence[Setting]) -> dict[str, Any]:
+    """Colour and kind of the line of settings with the same label."""
+    kind = members[0].config["method"].partition("-")[0]
+    return {"color": _colour(group, members[0].label), "linestyle": _LINES.get(kind, "-")}
 
 
 def _middle(members: Sequence[Setting]) -> Setting:

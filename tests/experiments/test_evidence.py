@@ -221,6 +221,17 @@ def test_the_legend_has_what_is_not_in_the_first_panel(monkeypatch):
     assert names == {"RiemannianSGD", "loose Tucker factors"}
 
 
+@pytest.mark.parametrize(
+    "draw", [evidence_plots.plot_accuracy, evidence_plots.plot_variance, evidence_plots.plot_time]
+)
+def test_kinds_of_methods_have_lines_of_their_own(monkeypatch, draw):
+    expected = {"tucker": "-", "loose-cp": "--", "prune-snip": "-.", "dense": ":"}
+    results = [made_up(method, seed, model="lenet5") for method in expected for seed in (0, 1)]
+    (axes,) = drawn(monkeypatch, draw, results).axes
+    lines = [line.get_linestyle() for line in axes.lines if line.get_linestyle() != "None"]
+    assert sorted(lines) == sorted(expected.values())
+
+
 def test_every_layer_has_a_panel(monkeypatch):
     more = replace(made_up(factorize_all=True), ranks=[[0, {"first": [2, 2], "a": [4, 3]}]])
     figure = drawn(monkeypatch, evidence_plots.plot_rank_evolution, [made_up(), more])
