@@ -368,6 +368,23 @@ def test_accuracies_on_cifar10_at_the_outer_compressions(size, optimizer, name, 
     )
 
 
+def test_tdlrt_against_muon_and_the_spread_on_cifar10_at_95_percent():
+    found = {s.label.partition(", from")[0]: s for s in on_cifar10("vgg-light", 0.95)}
+    spread = {label: f"{100 * (s.deviation('test_accuracy') or 0):.2f}" for label, s in found.items()}
+    at_95 = "light VGG on CIFAR-10, 10 epochs, at 95 % compression"
+    against = f"{at_95}, `TDLRT` with SGD inside against Muon, 3 seeds"
+    assert row(against) == f"`TDLRT`, budget that falls: {with_spread(found['TDLRT'])} %"
+    loose = {kind: found[f"loose {kind} factors, Muon"] for kind in ("Tucker", "CP")}
+    assert row(against, 2) == ", ".join(f"loose {kind} {with_spread(s)} %" for kind, s in loose.items())
+    spreads = f"{at_95}, standard deviation over 3 seeds"
+    assert row(spreads) == "`TDLRT` {} points, `RiemannianAdamW` {}, `TangentMuon` {}".format(
+        *(spread[name] for name in ("TDLRT", "RiemannianAdamW", "TangentMuon"))
+    )
+    tucker = (f"{name} {spread[f'loose Tucker factors, {name}']}" for name in ("SGD", "AdamW", "Muon"))
+    cp = (f"{name} {spread[f'loose CP factors, {name}']}" for name in ("AdamW", "Muon"))
+    assert row(spreads, 2) == f"loose Tucker, {', '.join(tucker)}; loose CP, {', '.join(cp)}"
+
+
 def test_accuracies_of_alexnet():
     percent = percent_by_label(on_cifar10("alexnet", 0.85))
     alone, loose = "compressed per layer", ("Tucker factors, Muon", "CP factors, Muon")
